@@ -1,0 +1,7 @@
+"""A durable index of vectors with ids and metadata; see :class:`Index`."""
+
+from __future__ import annotations
+
+from dckt.index.catalog import Hit, Index, IndexInfo, MediumInfo
+
+__all__ = ["Hit", "Index", "IndexInfo", "MediumInfo"]

@@ -1,0 +1,192 @@
+"""One medium's unique vectors in memory, and how they are searched.
+
+Shape letters: N unique vectors, D width, Q queries. Class-probability vectors collapse into copies, and every graph
+library breaks on copies, so a vector is kept once with the list of the items that share it. Rows are in the order of
+their labels. The first ``covered`` of them are in the graph, when there is one; the tail behind them is searched
+exactly, so that adding an item never has to touch the graph.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dckt.index.exact import exact_limit, ranked, shortlist, similarities
+from dckt.index.hnsw import HnswGraph
+from dckt.index.snapshot import GraphReport
+from dckt.index.store import Change, Contents
+from dckt.index.vectors import Float32Array, float32_error
+
+# A graph of which more than this share is no longer used is built anew.
+UNUSED_LIMIT = 0.25
+# Queries that are multiplied with the matrix at once: bounds the product at this many numbers.
+_PRODUCT_NUMBERS = 2**24
+
+
+class Shelf:
+    """The unique vectors of one medium. The caller sees to it that nothing changes during a search.
+
+    Attributes:
+        graph: over the first :attr:`covered` rows, or None.
+        covered: how many rows the graph was built from.
+        report: what was measured when a graph was last built, accepted or not.
+    """
+
+    def __init__(self, dimension: int, kind: str, contents: Contents | None = None) -> None:
+        self.dimension = dimension
+        self._kind = kind
+        self._labels = contents.labels if contents else np.zeros(0, dtype=np.int64)
+        self._matrix = contents.matrix if contents else np.zeros((0, dimension), dtype=np.float32)
+        self._postings = contents.postings if contents else []
+        self._rows = len(self._postings)
+        self._unused: set[int] = set()
+        self.items = sum(map(len, self._postings))
+        self.graph: HnswGraph | None = None
+        self.covered = 0
+        self.report: GraphReport | None = None
+
+    def __len__(self) -> int:
+        """How many unique vectors are in use."""
+        return self._rows - len(self._unused)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) ascending, unused ones included."""
+        return self._labels[: self._rows]
+
+    @property
+    def matrix(self) -> Float32Array:
+        """(N, D), a row for every label."""
+        return self._matrix[: self._rows]
+
+    # --- changing ---
+
+    def apply(self, change: Change) -> None:
+        """Repeats what a commit did."""
+        self._append(change.vectors)
+        for label, item in change.removed:
+            row = self._row(label)
+            ids = self._postings[row]
+            del ids[bisect_left(ids, item)]
+            if not ids:
+                self._unused.add(row)
+        for label, item in change.added:
+            row = self._row(label)
+            insort(self._postings[row], item)
+            self._unused.discard(row)
+        self.items += len(change.added) - len(change.removed)
+
+    def compact(self) -> bool:
+        """Lets go of unused rows when they are most of what there is; tells whether it did."""
+        if 2 * len(self._unused) <= self._rows:
+            return False
+        kept = np.array([row for row in range(self._rows) if row not in self._unused], dtype=np.int64)
+        self.covered = int(np.searchsorted(kept, self.covered))
+        self._labels, self._matrix = self._labels[kept], self._matrix[kept]
+        self._postings = [self._postings[row] for row in kept.tolist()]
+        self._rows = len(kept)
+        self._unused = set()
+        return True
+
+    def wants_graph(self) -> bool:
+        """Whether the vectors outside the graph, or the unused ones inside it, have become too many."""
+        if self._kind == "exact" or not len(self):
+            return False
+        report = self.report
+        if report and not report.accepted:
+            # A graph that was measured and refused is tried again when the collection has doubled.
+            return len(self) >= 2 * report.count
+        if self.graph is None:
+            return self._kind == "hnsw" or len(self) > exact_limit(self.dimension)
+        tail = self._rows - self.covered
+        limit = exact_limit(self.dimension)
+        if self._kind == "hnsw":
+            limit = min(limit, len(self.graph) // 4)
+        return tail > limit or self.unused_share() > UNUSED_LIMIT
+
+    def unused_share(self) -> float:
+        """The share of the graph's vectors that no item uses any more."""
+        if not self.graph:
+            return 0.0
+        used = self.covered - sum(row < self.covered for row in self._unused)
+        return 1 - used / len(self.graph)
+
+    # --- searching ---
+
+    def search(self, queries: Float32Array, k: int) -> list[list[tuple[float, str]]]:
+        """The best k items of every query: (score, id), score descending, ties by id ascending.
+
+        Args:
+            queries: (Q, D) float32 of length 1.
+            k: at least 1; more than there are gives all.
+        """
+        k = min(k, self.items)
+        if not k:
+            return [[] for _ in queries]
+        if self.graph is None:
+            return self._search_exactly(queries, k)
+        pages = self.graph.nearest(queries)
+        if pages is None:
+            return self._search_exactly(queries, k)
+        found = []
+        for place, (query, page) in enumerate(zip(queries, pages, strict=True)):
+            hits = self._search_page(query, page, k)
+            found.append(self._search_exactly(queries[place : place + 1], k)[0] if hits is None else hits)
+        return found
+
+    def _search_exactly(self, queries: Float32Array, k: int) -> list[list[tuple[float, str]]]:
+        found = []
+        step = max(1, _PRODUCT_NUMBERS // self._rows)
+        for start in range(0, len(queries), step):
+            part = queries[start : start + step]
+            for query, products in zip(part, part @ self.matrix.T, strict=True):
+                rows = self._best_rows(products, k)
+                scores = similarities(self.matrix[rows], query)
+                found.append(ranked(rows, scores, self._postings, k))
+        return found
+
+    def _search_page(self, query: Float32Array, page: NDArray[np.int64], k: int) -> list[tuple[float, str]] | None:
+        """Answers from the graph's page and the tail; None when that cannot be as good as an exact answer."""
+        places = np.searchsorted(self.labels, page)
+        places[places == self._rows] = 0
+        rows = places[(self.labels[places] == page) & (places < self.covered)]
+        scores = similarities(self.matrix[rows], query)
+        floor = -2.0
+        if len(page) < len(self.graph or ()):
+            # What the graph left out may tie with the worst of its page; above that the page is complete.
+            floor = float(scores.min(initial=2.0)) + float32_error(self.dimension)
+        if self.covered < self._rows:
+            tail = self._best_rows(self.matrix[self.covered :] @ query, k, first=self.covered)
+            rows = np.concatenate([rows, tail])
+            scores = np.concatenate([scores, similarities(self.matrix[tail], query)])
+        certain = scores > floor
+        hits = ranked(rows[certain], scores[certain], self._postings, k)
+        return hits if len(hits) == k else None
+
+    def _best_rows(self, products: Float32Array, k: int, first: int = 0) -> NDArray[np.int64]:
+        """Rows from ``first`` on that hold the best k items; every row in use holds at least one."""
+        unused = [row - first for row in self._unused if row >= first]
+        products[unused] = -2
+        return first + shortlist(products, min(k, len(products) - len(unused)), self.dimension)
+
+    # --- rows ---
+
+    def _row(self, label: int) -> int:
+        return int(np.searchsorted(self.labels, label))
+
+    def _append(self, vectors: dict[int, Float32Array]) -> None:
+        if not vectors:
+            return
+        needed = self._rows + len(vectors)
+        if needed > len(self._labels) or not self._matrix.flags.writeable:
+            room = max(needed, 3 * self._rows // 2)
+            labels = np.zeros(room, dtype=np.int64)
+            matrix = np.zeros((room, self.dimension), dtype=np.float32)
+            labels[: self._rows], matrix[: self._rows] = self.labels, self.matrix
+            self._labels, self._matrix = labels, matrix
+        self._labels[self._rows : needed] = list(vectors)
+        self._matrix[self._rows : needed] = np.stack(list(vectors.values()))
+        self._postings.extend([] for _ in vectors)
+        self._rows = needed

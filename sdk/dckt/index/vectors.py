@@ -1,0 +1,85 @@
+"""Checks and normalises vectors on their way into the index.
+
+Shape letters: N vectors, D width. Everything behind this door is float32, C-contiguous, finite and of length 1, so an
+inner product is a cosine similarity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dckt.errors import ItemError
+
+Float32Array: TypeAlias = NDArray[np.float32]
+
+
+def float32_error(dimension: int) -> float:
+    """How far apart two float32 products of the same two unit vectors can be, whatever the order of summation.
+
+    Each differs from the true value by at most (D + 2) units of 2^-24, because the products' magnitudes sum to at most
+    1.
+    """
+    return (dimension + 2) * 2.0**-23
+
+
+def unit_rows(vectors: ArrayLike, *, dimension: int) -> tuple[Float32Array, dict[int, str]]:
+    """Scales every row to length 1.
+
+    Args:
+        vectors: (N, D) of any floating dtype.
+        dimension: the width D that is expected.
+
+    Returns:
+        The rows as (N, D) float32, and for each row that cannot be used its place and the reason. Such a row's numbers
+        mean nothing.
+
+    Raises:
+        ItemError: the array as a whole is not (N, D) floating point.
+    """
+    array = np.asarray(vectors)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ItemError(f"vectors have dtype {array.dtype}; expected float32 (float16 and float64 are converted)")
+    if array.ndim != 2 or array.shape[1] != dimension:
+        raise ItemError(f"vectors have shape {array.shape}; expected (N, {dimension}), one vector a row")
+    wide = array.astype(np.float64)
+    # Scaling by the largest number first keeps the squares of tiny and of huge rows inside float64.
+    largest = np.abs(wide).max(axis=1, initial=0.0)
+    finite = np.isfinite(largest)
+    usable = finite & (largest > 0)
+    wide = wide / np.where(usable, largest, 1.0)[:, None]
+    rows = wide / np.where(usable, np.linalg.norm(np.where(usable[:, None], wide, 1.0), axis=1), 1.0)[:, None]
+    faults = {
+        int(row): (
+            "every number of the vector is 0, so it has no direction"
+            if finite[row]
+            else "the vector holds a number that is not finite"
+        )
+        for row in np.flatnonzero(~usable)
+    }
+    # Adding 0 turns -0.0 into 0.0, so that equal vectors have equal bytes.
+    return np.ascontiguousarray(rows, dtype=np.float32) + np.float32(0), faults
+
+
+def normalised(vectors: ArrayLike, *, dimension: int, names: Sequence[str]) -> Float32Array:
+    """The rows scaled to length 1, (N, D) float32.
+
+    Args:
+        vectors: (N, D) of any floating dtype.
+        dimension: the width D that is expected.
+        names: what to call each row in an error.
+
+    Raises:
+        ItemError: the shape or dtype is wrong, the number of names differs, or rows are not finite or all zero; every
+            such row is named.
+    """
+    rows, faults = unit_rows(vectors, dimension=dimension)
+    if len(names) != len(rows):
+        raise ItemError(f"{len(rows)} vectors came with {len(names)} names; expected one name for each vector")
+    if faults:
+        shown = "; ".join(f"{names[row]} (row {row}): {reason}" for row, reason in list(faults.items())[:10])
+        raise ItemError(f"{len(faults)} of {len(rows)} vectors cannot be used: {shown}")
+    return rows

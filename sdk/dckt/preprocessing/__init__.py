@@ -1,0 +1,22 @@
+"""Preprocessing as data: the one implementation that training, export and serving all use.
+
+NumPy and Pillow only. What a model expects is a frozen dataclass (:class:`ImageSpec`, :class:`TextSpec`) that
+travels in the bundle, so serving cannot disagree with training.
+"""
+
+from __future__ import annotations
+
+from dckt.preprocessing.image import ImageSource, ImageSpec, decode_image, image_array, image_batch
+from dckt.preprocessing.text import TextSpec, Vocabulary, token_batch, tokenize
+
+__all__ = [
+    "ImageSource",
+    "ImageSpec",
+    "TextSpec",
+    "Vocabulary",
+    "decode_image",
+    "image_array",
+    "image_batch",
+    "token_batch",
+    "tokenize",
+]

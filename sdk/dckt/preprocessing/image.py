@@ -1,0 +1,172 @@
+"""From a picture file to the pixels that the image graph takes.
+
+Shape letters: B batch, S side of the square crop. Pixels are uint8 in RGB order, channels last, (B, S, S, 3);
+the mean and standard deviation are applied inside the graph, in float32, so that there is no second place to
+get them wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dckt.errors import ConfigError, ImageError
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# The only decoders that a file can reach. Pillow has many more; among them EPS, which runs Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Above this Pillow itself warns, and above twice this it refuses.
+MOST_PIXELS = 89_478_485
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """How a picture becomes pixels. Stored in the bundle.
+
+    Attributes:
+        side: side S of the square that the network sees, in pixels.
+        crop_share: share of the short side that the centred square covers; 224/256 is the field's resize-256,
+            crop-224.
+        mean: per-channel mean, of pixels in 0..1, subtracted inside the graph.
+        std: per-channel standard deviation, of pixels in 0..1, divided by inside the graph.
+        max_pixels: a picture whose header claims more is refused before any of it is decoded.
+    """
+
+    side: int = 224
+    crop_share: float = 224 / 256
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    max_pixels: int = 80_000_000
+
+    def __post_init__(self) -> None:
+        # One form for equal values, so that equal specifications have equal hashes.
+        object.__setattr__(self, "crop_share", float(self.crop_share))
+        for name in ("mean", "std"):
+            values = tuple(map(float, getattr(self, name)))
+            if len(values) != 3 or not all(map(math.isfinite, values)):
+                raise ConfigError(f"image {name} is {values}; expected three finite numbers")
+            object.__setattr__(self, name, values)
+        if min(self.std) <= 0:
+            raise ConfigError(f"image std is {self.std}; expected numbers above 0")
+        if not 1 <= self.side <= 4096:
+            raise ConfigError(f"image side is {self.side}; expected 1 to 4096 pixels")
+        if not 0 < self.crop_share <= 1:
+            raise ConfigError(f"image crop_share is {self.crop_share}; expected more than 0 and at most 1")
+        if not 1 <= self.max_pixels <= MOST_PIXELS:
+            raise ConfigError(f"image max_pixels is {self.max_pixels}; expected 1 to {MOST_PIXELS:,}")
+
+
+def decode_image(source: ImageSource, spec: ImageSpec | None = None) -> Image.Image:
+    """Decodes a picture to upright 8-bit RGB.
+
+    The content decides the format, not the name. EXIF rotation is applied; transparency is laid over white;
+    16-bit grey is scaled to 8 bits; of an animation the first frame counts.
+
+    Args:
+        source: a path, the bytes of a file, a Pillow image, or an array (H, W, 3) or (H, W) of uint8.
+        spec: where ``max_pixels`` comes from.
+
+    Raises:
+        ImageError: there is no such file, it is no picture, it is cut short, or it is larger than
+            ``max_pixels``.
+    """
+    limit = (spec or ImageSpec()).max_pixels
+    name = _name(source)
+    try:
+        if isinstance(source, np.ndarray):
+            return _from_array(source, name, limit)
+        if isinstance(source, Image.Image):
+            return _to_rgb(source, name, limit)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            return _to_rgb(image, name, limit)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: there is no such file; check the path") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: is no picture; expected JPEG, PNG, WebP, GIF, BMP or TIFF") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: claims more than {limit:,} pixels; refused before decoding") from error
+    # Damaged files make Pillow's decoders raise whatever their arithmetic ran into; all of it means the same.
+    except Exception as error:
+        raise ImageError(f"{name}: the picture cannot be decoded ({error}); is the file whole?") from error
+
+
+def image_array(source: ImageSource, spec: ImageSpec) -> NDArray[np.uint8]:
+    """One picture as the network sees it: (S, S, 3) uint8, RGB.
+
+    The centred square is cut and resized in one antialiased bilinear step, so a 1 x 4000 strip never grows to
+    an enormous intermediate picture.
+
+    Raises:
+        ImageError: see :func:`decode_image`.
+    """
+    image = decode_image(source, spec)
+    width, height = image.size
+    edge = min(width, height) * spec.crop_share
+    left, top = (width - edge) / 2, (height - edge) / 2
+    box = (left, top, left + edge, top + edge)
+    return np.array(image.resize((spec.side, spec.side), Image.Resampling.BILINEAR, box=box))
+
+
+def image_batch(sources: Iterable[ImageSource], spec: ImageSpec) -> NDArray[np.uint8]:
+    """Pictures as a batch (B, S, S, 3) uint8; B may be 0.
+
+    Raises:
+        ImageError: for the first picture that cannot be decoded.
+    """
+    arrays = [image_array(source, spec) for source in sources]
+    return np.stack(arrays) if arrays else np.zeros((0, spec.side, spec.side, 3), np.uint8)
+
+
+def _name(source: ImageSource) -> str:
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, np.ndarray):
+        return f"<array {source.shape} {source.dtype}>"
+    if isinstance(source, Image.Image):
+        return f"<{type(source).__name__} {source.size}>"
+    if isinstance(source, str | os.PathLike):
+        return str(Path(source))
+    raise ImageError(f"a {type(source).__name__} is no picture; expected a path, bytes, a Pillow image or an array")
+
+
+def _from_array(array: NDArray[np.uint8], name: str, limit: int) -> Image.Image:
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not shaped or 0 in array.shape:
+        raise ImageError(f"{name}: expected uint8 of shape (H, W, 3) in RGB order, or (H, W) grey, and not empty")
+    _check_size(array.shape[1], array.shape[0], name, limit)
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+def _to_rgb(image: Image.Image, name: str, limit: int) -> Image.Image:
+    _check_size(*image.size, name, limit)
+    if image.mode == "F":
+        raise ImageError(f"{name}: has floating-point pixels of unknown range; save it with 8 or 16 bits")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        # convert("RGB") would clip 16-bit grey to white; 65535 is to become 255 (257 is odd: no halves).
+        grey = np.asarray(upright).clip(0, 65535).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if upright.has_transparency_data:
+        layered = upright.convert("RGBA")
+        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layered).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _check_size(width: int, height: int, name: str, limit: int) -> None:
+    if not 0 < width * height <= limit:
+        raise ImageError(f"{name}: is {width} x {height} pixels; expected 1 to {limit:,} pixels in all")

@@ -1,0 +1,60 @@
+"""Running a graph: one narrow contract for every backend."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Encoder(Protocol):
+    """A graph that turns a batch of pixels or tokens into a batch of vectors.
+
+    ``run`` may be called from several threads at once.
+    """
+
+    @property
+    def input_name(self) -> str:
+        """Name of the graph's one input."""
+        ...
+
+    @property
+    def input_dtype(self) -> np.dtype[Any]:
+        """The only dtype that the input takes."""
+        ...
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """Size of each input axis; None where it is free. The first is the batch."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Width of the vectors."""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """What the graph really runs on, for example ``"CPUExecutionProvider"``."""
+        ...
+
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Vectors (B, dimension), float32, finite, of a batch whose first axis is B; B may be 0.
+
+        Raises:
+            ItemError: the batch has another dtype or shape than the graph takes, or a vector is not finite.
+            ProviderError: the backend failed, or the encoder is closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the graph. Closing twice is harmless."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

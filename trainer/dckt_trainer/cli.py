@@ -1,0 +1,135 @@
+"""The command `dckt-train`: each subcommand is a function of this package that an application can import."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dckt.console import run as run_app
+from dckt.errors import ConfigError
+from dckt_trainer.config import dump_config, load_config, preset_names
+from dckt_trainer.progress import Bars, Silent
+
+EXAMPLES = """
+Examples:
+
+  dckt-train synthetic corpora\n
+  dckt-train --source corpora/source --target corpora/target --preset small --weights random --out runs/first
+
+  dckt-train --source caltech101 --target pascal_sentences --preset small \\\n
+      --trunk mobilenet_v2 --weights mobilenet_v2.safetensors --out runs/pascal
+
+  dckt-train --source S --target T --set transfer.alpha=0.4 --set network.width=1024 --out runs/wide
+
+  dckt-train --resume runs/wide
+"""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
+
+
+@app.callback(invoke_without_command=True, epilog=EXAMPLES)
+def train_command(
+    context: typer.Context,
+    source: Annotated[
+        Path | None, typer.Option(help="Corpus to take knowledge from: a folder with pairs.jsonl.")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="Corpus of the collection to search; its labels may differ.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write.")] = None,
+    preset: Annotated[
+        str, typer.Option(help=f"One of {', '.join(preset_names())}, or a TOML file that changes some keys of paper.")
+    ] = "paper",
+    trunk: Annotated[str | None, typer.Option(help="Image network of torchvision, by name.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Its weights: torchvision, random, or a .safetensors file.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Outputs of fc6 to fc9.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of transfer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides every random number of the run.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of cached image features [default: $DCKT_CACHE or ~/.cache/dckt].")
+    ] = None,
+    on_bad_pair: Annotated[str, typer.Option(help="raise lists all bad pairs; skip leaves them out.")] = "raise",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run folder.")] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the configuration as resolved, and stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON, no progress.")] = False,
+) -> None:
+    """Trains cross-media retrieval for a small collection, with knowledge from a large one (DCKT)."""
+    if context.invoked_subcommand:
+        return
+    named = {
+        "image.trunk": trunk,
+        "image.weights": weights,
+        "network.width": width,
+        "transfer.rounds": rounds,
+        "seed": seed,
+    }
+    reporter = Silent() if as_json else Bars()
+    # PyTorch takes seconds to load; --help and --show-config do not need it.
+    if resume:
+        given = [name for name, value in {**named, "source": source, "target": target}.items() if value is not None]
+        if given or changes:
+            raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(given) or '--set'}")
+        from dckt_trainer.train import resume as resume_run
+
+        _show(resume_run(resume, device=device, cache=cache, reporter=reporter), as_json=as_json)
+        return
+    settings = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    config = load_config(preset, [*settings, *(changes or [])])
+    if show_config:
+        typer.echo(dump_config(config), nl=False)
+        return
+    if source is None or target is None or out is None:
+        raise ConfigError("a training needs --source, --target and --out; see dckt-train --help")
+    if on_bad_pair not in ("raise", "skip"):
+        raise ConfigError(f"--on-bad-pair is {on_bad_pair!r}; expected raise or skip")
+    from dckt_trainer.train import train
+
+    run = train(
+        source,
+        target,
+        out,
+        config,
+        device=device,
+        cache=cache,
+        on_bad_pair="skip" if on_bad_pair == "skip" else "raise",
+        force=force,
+        reporter=reporter,
+    )
+    _show(run, as_json=as_json)
+
+
+def _show(run: Any, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(run.evaluation, indent=1))
+        return
+    from dckt_trainer.report import map_table
+
+    figures = map_table(run.evaluation)
+    table = Table(title=figures.title, caption=figures.note)
+    for place, column in enumerate(figures.columns):
+        table.add_column(column, justify="left" if place == 0 else "right")
+    for row in figures.rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(f"report: {run.path / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"next:   dckt-export {run.path} --out {run.path.name}.dckt", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Entry point of `dckt-train`."""
+    run_app(app)

@@ -1,0 +1,350 @@
+"""The typed configuration of a run, its presets, and how both are read.
+
+A configuration is a frozen tree of dataclasses. A preset is a TOML file that names every key; a user's own TOML file or
+``--set section.key=value`` changes some of them. All mistakes are reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from dckt.errors import ConfigError
+
+PRESET_FOLDER = Path(__file__).parent / "presets"
+T = TypeVar("T")
+
+
+def _setting(default: T, *, low: float | None = None, high: float | None = None, above: float | None = None) -> T:
+    """A field with a default and the range that is allowed: ``low <= value <= high``, ``value > above``."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """The frozen image trunk and the pictures that it sees.
+
+    Attributes:
+        trunk: name of a torchvision classification network with convolutional features.
+        weights: ``torchvision`` (its ImageNet weights), ``random`` (from the seed), or a .safetensors file.
+        grid: side of the grid that the last feature map is averaged to; 0 is the network's own (7 for VGG, else 1).
+        side: side of the square picture, in pixels.
+        crop_share: share of the short side that the centred square covers.
+    """
+
+    trunk: str = "vgg19_bn"
+    weights: str = "torchvision"
+    grid: int = _setting(0, low=0, high=32)
+    side: int = _setting(224, low=32, high=1024)
+    crop_share: float = _setting(0.875, above=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Word vectors and the Word CNN (Kim, 2014) that turns a text into one vector.
+
+    Attributes:
+        vectors: ``word2vec`` (skip-gram, trained on the training texts of both domains) or a file of vectors in word2vec
+            text or binary format.
+        dimension: width of the word vectors that are trained here; a file brings its own.
+        min_count: a word that the training texts hold more rarely than this is unknown.
+        epochs: passes of skip-gram over the texts.
+        extra_words: so many words from the top of a file are kept beside those of the training texts.
+        max_tokens: words of a text after this many are left out.
+        windows: widths of the convolution's windows, in words.
+        maps: feature maps for each window; the text vector has ``len(windows) * maps`` numbers.
+        dropout: on the text vector while the CNN learns.
+        cnn_epochs: at most so many passes; the one with the best validation accuracy is kept.
+        cnn_batch: texts a step.
+        target_cnn: the target's CNN is ``finetuned`` from the source's on target labels, or is the ``source``'s own.
+    """
+
+    vectors: str = "word2vec"
+    dimension: int = _setting(300, low=1, high=4096)
+    min_count: int = _setting(2, low=1)
+    epochs: int = _setting(10, low=1)
+    extra_words: int = _setting(20_000, low=0)
+    max_tokens: int = _setting(300, low=1)
+    windows: tuple[int, ...] = (3, 4, 5)
+    maps: int = _setting(100, low=1)
+    dropout: float = _setting(0.5, low=0, high=0.95)
+    cnn_epochs: int = _setting(25, low=1)
+    cnn_batch: int = _setting(50, low=1)
+    target_cnn: Literal["finetuned", "source"] = "finetuned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """One domain's network; both domains have the same shape.
+
+    Attributes:
+        width: D, the outputs of fc6 to fc9.
+    """
+
+    width: int = _setting(4096, low=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the loss terms, after section 3 of the paper; 0 leaves a term out.
+
+    Attributes:
+        semantic_source: cross entropy of the source, for each medium (eq. 9).
+        semantic_target: cross entropy of the target, for each medium (eq. 10).
+        pair_source: distance of the source's pairs, at fc6 and at fc7 (eq. 6).
+        pair_target: distance of the target's pairs, at fc6 and at fc7 (eq. 7).
+        mmd_fc6: media-level MMD at fc6, for each medium (eq. 2 and 3).
+        mmd_fc7: media-level MMD at fc7, for each medium.
+        mmd_fc8: correlation-level MMD at fc8 (eq. 8).
+        mmd_fc9: correlation-level MMD at fc9.
+    """
+
+    semantic_source: float = _setting(0.2, low=0)
+    semantic_target: float = _setting(1.0, low=0)
+    pair_source: float = _setting(1e-4, low=0)
+    pair_target: float = _setting(1e-4, low=0)
+    mmd_fc6: float = _setting(1.0, low=0)
+    mmd_fc7: float = _setting(1.0, low=0)
+    mmd_fc8: float = _setting(1.0, low=0)
+    mmd_fc9: float = _setting(2.0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MmdConfig:
+    """How the squared MMD is estimated.
+
+    Attributes:
+        estimator: ``quadratic`` (unbiased, all pairs), ``linear`` (DAN's neighbours), ``quadruple`` (random draws).
+        kernels: K Gaussian kernels whose values are added.
+        factor: ratio of one kernel's gamma to the next one's.
+        bandwidth: gamma is one over the ``mean`` or the ``median`` squared distance in the two batches together.
+    """
+
+    estimator: Literal["quadratic", "linear", "quadruple"] = "quadratic"
+    kernels: int = _setting(5, low=1, high=64)
+    factor: float = _setting(2.0, above=1)
+    bandwidth: Literal["mean", "median"] = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Stochastic gradient descent with momentum.
+
+    Attributes:
+        lr: learning rate of weights.
+        momentum: share of the last step that is kept.
+        weight_decay: of weights.
+        bias_lr_factor: biases learn so many times as fast, and do not decay.
+        inv_gamma: in the joint stage the rate is ``lr * (1 + inv_gamma * step) ** -inv_power``.
+        inv_power: see ``inv_gamma``.
+    """
+
+    lr: float = _setting(0.01, above=0)
+    momentum: float = _setting(0.9, low=0, high=0.9999)
+    weight_decay: float = _setting(5e-4, low=0)
+    bias_lr_factor: float = _setting(2.0, low=0)
+    inv_gamma: float = _setting(1e-4, low=0)
+    inv_power: float = _setting(0.75, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Separate pretraining of the two domains (section 4 of the paper).
+
+    Attributes:
+        source_epochs: passes over the source's training pairs.
+        target_epochs: passes over the target's training pairs.
+        batch: pairs a forward pass, and what batch normalisation sees.
+        accumulate: forward passes whose gradients are averaged into one step.
+        target_start: the target network starts from ``random`` weights or from the trained ``source``'s.
+    """
+
+    source_epochs: int = _setting(160, low=0)
+    target_epochs: int = _setting(47, low=0)
+    batch: int = _setting(64, low=2)
+    accumulate: int = _setting(16, low=1)
+    target_start: Literal["random", "source"] = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """Progressive transfer (Algorithm 1 of the paper).
+
+    Attributes:
+        rounds: MI, rounds that are trained; 0 ends with the pretrained target network, Model_t(0).
+        source_epochs: Ep, passes over the source in each round.
+        batch: pairs of each domain a forward pass.
+        accumulate: forward passes whose gradients are averaged into one step.
+        alpha: the largest probability with which a pair is selected (eq. 13).
+        law: ``paper`` selects by domain consistency (eq. 13), ``all`` takes every pair, ``random`` as many pairs as
+            ``paper`` is expected to, whichever they are.
+        keep: the target network of the ``last`` round, or of the ``best`` on validation (round 0 counts).
+    """
+
+    rounds: int = _setting(10, low=0)
+    source_epochs: int = _setting(1, low=1)
+    batch: int = _setting(64, low=2)
+    accumulate: int = _setting(10, low=1)
+    alpha: float = _setting(0.2, above=0, high=1)
+    law: Literal["paper", "all", "random"] = "paper"
+    keep: Literal["last", "best"] = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides the outcome of a run, besides the two corpora."""
+
+    seed: int = _setting(0, low=0)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    mmd: MmdConfig = field(default_factory=MmdConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+
+
+def preset_names() -> list[str]:
+    """The presets that come with dckt."""
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.toml"))
+
+
+def load_config(preset: str | Path = "paper", changes: Iterable[str] = ()) -> Config:
+    """Reads a preset or a TOML file, applies changes, and checks the whole.
+
+    Args:
+        preset: a preset's name, or the path of a TOML file; keys that the file leaves out are the paper's.
+        changes: ``section.key=value`` each, the value as TOML or as a bare word.
+
+    Raises:
+        ConfigError: lists every unknown key, wrong type and value out of range.
+
+    >>> load_config("small", ["network.width=256"]).network.width
+    256
+    """
+    path = PRESET_FOLDER / f"{preset}.toml"
+    if not path.is_file():
+        path = Path(preset)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        names = ", ".join(preset_names())
+        raise ConfigError(f"{preset}: neither a preset ({names}) nor a TOML file that can be read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for change in changes:
+        _apply(tree, change)
+    return config_from_tree(tree, str(path))
+
+
+def config_from_tree(tree: Mapping[str, Any], origin: str) -> Config:
+    """Builds a configuration from nested mappings.
+
+    Raises:
+        ConfigError: lists every mistake; ``origin`` says where the tree came from.
+    """
+    mistakes: list[str] = []
+    config = _build(Config, tree, "", mistakes)
+    if mistakes:
+        raise ConfigError("\n  ".join([f"{origin}: the configuration has {len(mistakes)} mistakes:", *mistakes]))
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as TOML, every key written out."""
+    lines: list[str] = []
+    sections: list[str] = []
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            sections += ["", f"[{name}]", *(f"{key} = {_toml(item)}" for key, item in value.items())]
+        else:
+            lines.append(f"{name} = {_toml(value)}")
+    return "\n".join([*lines, *sections]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{change!r}: a change is written section.key=value, for example network.width=512")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{change!r}: {section} is a value, not a section")
+    tree[last] = value
+
+
+def _build(cls: type[T], tree: Any, path: str, mistakes: list[str]) -> T:
+    """Builds one dataclass, gathering mistakes; a field with a mistake keeps its default."""
+    where = path or "the top level"
+    if not isinstance(tree, Mapping):
+        mistakes.append(f"{where} is {tree!r}; expected a section with keys")
+        tree = {}
+    kinds = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        full = f"{path}.{name}" if path else str(name)
+        if name not in fields:
+            mistakes.append(f"{full}: unknown key; {where} has {', '.join(fields)}")
+        elif dataclasses.is_dataclass(kinds[name]):
+            values[name] = _build(typing.cast("type[Any]", kinds[name]), value, full, mistakes)
+        else:
+            _check(values, full, value, kinds[name], fields[name].metadata, mistakes)
+    return cls(**values)
+
+
+def _check(
+    values: dict[str, Any], full: str, value: Any, kind: Any, limits: Mapping[str, Any], mistakes: list[str]
+) -> None:
+    name = full.rpartition(".")[2]
+    if typing.get_origin(kind) is Literal:
+        if value in typing.get_args(kind):
+            values[name] = value
+        else:
+            mistakes.append(f"{full} is {value!r}; expected one of {', '.join(typing.get_args(kind))}")
+        return
+    if isinstance(kind, types.GenericAlias):
+        if isinstance(value, list | tuple) and value and all(type(item) is int and item > 0 for item in value):
+            values[name] = tuple(value)
+        else:
+            mistakes.append(f"{full} is {value!r}; expected a list of whole numbers above 0")
+        return
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        mistakes.append(f"{full} is {value!r}; expected {kind.__name__}")
+        return
+    low, high, above = limits.get("low"), limits.get("high"), limits.get("above")
+    wrong = (
+        (low is not None and not value >= low)
+        or (high is not None and not value <= high)
+        or (above is not None and not value > above)
+    )
+    if wrong:
+        bounds = [f"at least {low}" if low is not None else "", f"more than {above}" if above is not None else ""]
+        bounds.append(f"at most {high}" if high is not None else "")
+        mistakes.append(f"{full} is {value!r}; expected {' and '.join(filter(None, bounds))}")
+        return
+    values[name] = value

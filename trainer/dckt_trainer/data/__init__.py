@@ -1,0 +1,7 @@
+"""Corpora: reading and checking them, and making a synthetic pair of domains."""
+
+from __future__ import annotations
+
+from dckt_trainer.data.corpus import Corpus, Pair, Split, read_corpus, subset_per_class
+
+__all__ = ["Corpus", "Pair", "Split", "read_corpus", "subset_per_class"]

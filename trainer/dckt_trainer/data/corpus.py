@@ -1,0 +1,424 @@
+"""A corpus: pairs of a picture and a text, each with a label and a split.
+
+A corpus is a folder with one manifest, ``pairs.jsonl``, ``pairs.csv`` or ``pairs.parquet``, and the pictures
+that it names. The manifest has one pair a row and these columns; others are ignored:
+
+========  =========================================================================================
+id        text, not empty, different in every row
+image     path of the picture, relative to the folder of the manifest and inside it
+text      text with at least one word; several captions are joined by newlines
+label     the class, as text or integer, not empty
+split     ``train``, ``val`` or ``test``; absent from every row, or from none
+========  =========================================================================================
+
+Where no row has a split, one is made. Within each label the ids are ordered by
+``sha256("split:{split_seed}:{id}")``; of n pairs the first tenth (rounded, halves up) becomes ``val``, the
+next tenth ``test``, the others ``train``; so a label with fewer than five pairs has train pairs only. The
+same ids, labels and seed give the same split on every machine, whatever the order of the rows and the state
+of the pictures.
+
+A label with a single train pair is allowed, and named by :attr:`Corpus.warnings`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+from dckt.errors import ConfigError, CorpusError, ImageError, MissingExtraError
+from dckt.preprocessing import decode_image, tokenize
+
+Split: TypeAlias = Literal["train", "val", "test"]
+OnBadPair: TypeAlias = Literal["raise", "skip"]
+CheckImages: TypeAlias = Literal["decode", "exists"]
+Progress: TypeAlias = Callable[[int, int], None]
+
+COLUMNS = ("id", "image", "text", "label")
+SPLITS: tuple[Split, ...] = get_args(Split)
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and the text that belongs to it.
+
+    Attributes:
+        id: unique within the corpus.
+        image: absolute path of the picture.
+        text: holds at least one word.
+        label: the class.
+        split: what the pair is used for.
+    """
+
+    id: str
+    image: Path
+    text: str
+    label: str
+    split: Split
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The valid pairs of a corpus folder, in the order of the manifest.
+
+    Attributes:
+        name: name of the folder.
+        root: absolute path of the folder.
+        pairs: every pair that passed the checks.
+        skipped: one line for each mistake of the rows that were left out; empty unless bad pairs are skipped.
+    """
+
+    name: str
+    root: Path
+    pairs: tuple[Pair, ...]
+    skipped: tuple[str, ...] = ()
+
+    def part(self, split: Split) -> tuple[Pair, ...]:
+        """The pairs of one split, in the order of the manifest.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        _one_of("split", split, SPLITS)
+        return tuple(pair for pair in self.pairs if pair.split == split)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the train pairs, sorted. A label's place is its class number."""
+        return tuple(sorted({pair.label for pair in self.pairs if pair.split == "train"}))
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but worth knowing: labels with a single train pair, splits without pairs."""
+        counts = Counter(pair.label for pair in self.part("train"))
+        single = sorted(label for label, count in counts.items() if count == 1)
+        empty = tuple(f"no {split} pairs" for split in SPLITS if not self.part(split))
+        return (*empty, *([f"labels with a single train pair: {_named(single)}"] if single else []))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over every pair's fields; not over the folder's place or the pictures' content."""
+        rows = [[p.id, p.image.relative_to(self.root).as_posix(), p.text, p.label, p.split] for p in self.pairs]
+        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+
+
+def read_corpus(
+    path: str | os.PathLike[str],
+    *,
+    on_bad_pair: OnBadPair = "raise",
+    check_images: CheckImages = "decode",
+    split_seed: int = 0,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Reads and checks a corpus as a whole.
+
+    Args:
+        path: a folder with one manifest, or a manifest itself (``.jsonl``, ``.csv`` or ``.parquet``).
+        on_bad_pair: ``"raise"`` lists the mistakes of all rows in one error; ``"skip"`` leaves the bad rows
+            out and records them in :attr:`Corpus.skipped`. Of rows with the same id the first one counts.
+        check_images: ``"decode"`` decodes every picture, ``"exists"`` only looks for the files.
+        split_seed: seed of the split that is made where no row has one.
+        progress: called with (pictures checked, pictures in all).
+
+    Raises:
+        CorpusError: there is no single manifest, a row is bad, no pair is left, there are no train pairs,
+            fewer than two labels have train pairs, or a label of val or test has none.
+        ConfigError: an argument with a value that is not offered.
+        MissingExtraError: a Parquet manifest, and pyarrow is not installed.
+    """
+    _one_of("on_bad_pair", on_bad_pair, get_args(OnBadPair))
+    _one_of("check_images", check_images, get_args(CheckImages))
+    manifest = _manifest(Path(path).resolve())
+    root = manifest.parent
+    unit = "row" if manifest.suffix == ".parquet" else "line"
+    try:
+        rows = [_row(place, raw, root) for place, raw in _READERS[manifest.suffix](manifest)]
+    except OSError as error:
+        raise CorpusError(f"{manifest}: cannot be read ({error}); check the file") from error
+    if not rows:
+        raise CorpusError(f"{manifest}: holds no pair; expected one a row")
+    _check_ids(rows, unit)
+    _check_splits(rows, split_seed)
+    _check_images(rows, root, check_images, progress)
+
+    mistakes = tuple(f"{unit} {row.place}: {fault}" for row in rows for fault in row.faults)
+    if mistakes and on_bad_pair == "raise":
+        bad = sum(bool(row.faults) for row in rows)
+        raise CorpusError(
+            f"{manifest}: {bad} of {len(rows)} pairs cannot be used; correct them, or leave them out with "
+            "on_bad_pair='skip'",
+            mistakes,
+        )
+    pairs = tuple(_pair(row.fields, root) for row in rows if not row.faults)
+    if not pairs:
+        raise CorpusError(f"{manifest}: none of {len(rows)} pairs can be used", mistakes)
+    _check_labels(manifest, pairs)
+    return Corpus(root.name, root, pairs, mistakes)
+
+
+def subset_per_class(corpus: Corpus, pairs_per_class: int, seed: int) -> Corpus:
+    """Keeps that many train pairs of each label, for studies with few pairs; val and test stay as they are.
+
+    Within each label the ids are ordered by a hash of seed and id, and the first ones are kept, so with one
+    seed a smaller subset is part of every larger one. A label with fewer train pairs keeps them all.
+
+    Raises:
+        ConfigError: ``pairs_per_class`` is below 1.
+    """
+    if pairs_per_class < 1:
+        raise ConfigError(f"pairs_per_class is {pairs_per_class}; expected at least 1")
+    train = [(pair.id, pair.label) for pair in corpus.part("train")]
+    kept = {key for ids in _ranked(train, f"subset:{seed}") for key in ids[:pairs_per_class]}
+    return replace(corpus, pairs=tuple(p for p in corpus.pairs if p.split != "train" or p.id in kept))
+
+
+@dataclass
+class _Row:
+    place: int
+    has_split: bool = False
+    fields: dict[str, str] = field(default_factory=dict)  # the columns that are in order
+    faults: list[str] = field(default_factory=list)
+
+
+_Raw: TypeAlias = tuple[int, Mapping[str, object] | str]  # where a row starts, and its fields or what is wrong
+
+
+def _manifest(path: Path) -> Path:
+    expected = f"expected one of {', '.join(f'pairs{suffix}' for suffix in _READERS)}"
+    if path.is_dir():
+        found = [path / f"pairs{suffix}" for suffix in _READERS if (path / f"pairs{suffix}").exists()]
+        if len(found) == 1:
+            return found[0]
+        names = " and ".join(file.name for file in found) or "none of them"
+        advice = "keep one, or give the path of the one that counts" if found else "is it a corpus folder?"
+        raise CorpusError(f"{path}: {expected} in the folder, found {names}; {advice}")
+    if not path.exists():
+        raise CorpusError(f"{path}: there is no such folder or file; expected a corpus folder")
+    if path.suffix not in _READERS:
+        raise CorpusError(f"{path}: not a manifest; {expected}, or a folder with one of them")
+    return path
+
+
+def _read_jsonl(path: Path) -> Iterator[_Raw]:
+    for place, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            yield place, f"not UTF-8 ({error.reason} at byte {error.start + 1})"
+        except (ValueError, RecursionError) as error:
+            yield place, f"not JSON ({error})"
+        else:
+            yield place, value if isinstance(value, dict) else f"not a JSON object but {_kind(value)}"
+
+
+def _read_csv(path: Path) -> Iterator[_Raw]:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise CorpusError(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    start = 1
+    try:
+        for cells in reader:
+            # A quoted cell may hold line breaks: a row starts behind the last line of the row before it.
+            place, start = start, reader.line_num + 1
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                _check_header(path, header)
+            elif len(cells) != len(header):
+                yield place, f"has {len(cells)} cells; the header has {len(header)}"
+            else:
+                yield place, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        yield start, f"not CSV ({error}); nothing behind it was read"
+
+
+def _read_parquet(path: Path) -> Iterator[_Raw]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError("Reading a Parquet manifest", "train", "pyarrow") from error
+    try:
+        with pq.ParquetFile(path) as file:
+            names: list[str] = file.schema_arrow.names
+            _check_header(path, names)
+            rows: list[dict[str, Any]] = file.read([n for n in (*COLUMNS, "split") if n in names]).to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path}: not a Parquet file that can be read ({error})") from error
+    yield from enumerate(rows, start=1)
+
+
+_READERS: Mapping[str, Callable[[Path], Iterator[_Raw]]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    missing = [name for name in COLUMNS if name not in names]
+    twice = [name for name in (*COLUMNS, "split") if names.count(name) > 1]
+    if missing or twice:
+        wrong = " and ".join(
+            f"{what} {_named(columns)}" for what, columns in (("lacks", missing), ("repeats", twice)) if columns
+        )
+        raise CorpusError(
+            f"{path}: the header {wrong}; expected the columns {', '.join(COLUMNS)} and, unless the split "
+            "is to be made, split"
+        )
+
+
+def _row(place: int, raw: Mapping[str, object] | str, root: Path) -> _Row:
+    """Checks what a row says by itself; the picture's content, ids and splits are checked over all rows."""
+    if isinstance(raw, str):
+        return _Row(place, faults=[raw])
+    row = _Row(place, has_split=raw.get("split") not in (None, ""))
+    for name in (*COLUMNS, "split") if row.has_split else COLUMNS:
+        value = raw.get(name)
+        if name == "label" and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        fault = _fault(name, value, root) if name in raw else f"{name} is missing"
+        if fault:
+            row.faults.append(fault)
+        else:
+            row.fields[name] = cast(str, value)
+    return row
+
+
+def _fault(name: str, value: object, root: Path) -> str | None:
+    """What is wrong with the value of a column, or None."""
+    if not isinstance(value, str):
+        return f"{name} is {_kind(value)}; expected text{' or an integer' if name == 'label' else ''}"
+    if not value.strip():
+        return f"{name} is empty"
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        return f"{name} holds half of a surrogate pair, which is no text"
+    if name == "text" and not tokenize(value):
+        return f"text {value[:60]!r} holds no word"
+    if name == "split" and value not in SPLITS:
+        return f"split is {value!r}; expected train, val or test"
+    if name == "image":
+        relative = PurePosixPath(value)
+        if relative.is_absolute() or ".." in relative.parts:
+            return f"image {value!r} leaves the folder; expected a path relative to it, without '..'"
+        if "\0" in value or not (root / relative).is_file():
+            return f"image {value!r} does not exist in {root}"
+    return None
+
+
+def _check_ids(rows: Iterable[_Row], unit: str) -> None:
+    first: dict[str, int] = {}
+    for row in rows:
+        if "id" in row.fields and first.setdefault(row.fields["id"], row.place) != row.place:
+            key = row.fields["id"]
+            row.faults.append(f"id {key!r} is that of {unit} {first[key]} already")
+
+
+def _check_splits(rows: Sequence[_Row], seed: int) -> None:
+    """Makes the split where no row has one; otherwise a row without one is bad."""
+    if any(row.has_split for row in rows):
+        for row in rows:
+            if row.fields and not row.has_split:
+                row.faults.append("split is missing, but other rows have one; give it to all rows or to none")
+        return
+    labels: dict[str, str] = {}
+    for row in rows:
+        if "id" in row.fields and "label" in row.fields:
+            labels.setdefault(row.fields["id"], row.fields["label"])
+    splits: dict[str, Split] = {}
+    for ids in _ranked(labels.items(), f"split:{seed}"):
+        tenth = (len(ids) + 5) // 10
+        for rank, key in enumerate(ids):
+            splits[key] = "val" if rank < tenth else "test" if rank < 2 * tenth else "train"
+    for row in rows:
+        if row.fields.get("id") in splits:
+            row.fields["split"] = splits[row.fields["id"]]
+
+
+def _check_images(rows: Iterable[_Row], root: Path, check: CheckImages, progress: Progress | None) -> None:
+    users: dict[str, list[_Row]] = defaultdict(list)
+    for row in rows:
+        if "image" in row.fields:
+            users[row.fields["image"]].append(row)
+
+    def fault(image: str) -> str | None:
+        if check == "decode":
+            try:
+                decode_image(root / image)
+            except ImageError as error:
+                return f"image {image!r} cannot be used: {error}"
+        return None
+
+    # Pillow decodes without the interpreter's lock, so threads are enough.
+    executor = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for done, (image, found) in enumerate(zip(users, executor.map(fault, users), strict=True), start=1):
+            if found:
+                for row in users[image]:
+                    row.faults.append(found)
+            if progress:
+                progress(done, len(users))
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _check_labels(manifest: Path, pairs: Sequence[Pair]) -> None:
+    """Checks that the train pairs can teach every label."""
+    counts = {split: Counter(pair.label for pair in pairs if pair.split == split) for split in SPLITS}
+    if not counts["train"]:
+        raise CorpusError(f"{manifest}: none of {len(pairs)} usable pairs has split 'train'; expected some")
+    mistakes = [
+        f"label {label!r} has {counts['val'][label]} val and {counts['test'][label]} test pairs, but no train pair"
+        for label in sorted((counts["val"].keys() | counts["test"].keys()) - counts["train"].keys())
+    ]
+    if len(counts["train"]) < 2:
+        mistakes.insert(0, f"all train pairs have the label {next(iter(counts['train']))!r}; expected 2 or more labels")
+    if mistakes:
+        raise CorpusError(f"{manifest}: the labels do not allow training", mistakes)
+
+
+def _pair(fields: Mapping[str, str], root: Path) -> Pair:
+    split = cast(Split, fields["split"])
+    return Pair(fields["id"], root / fields["image"], fields["text"], fields["label"], split)
+
+
+def _ranked(labels: Iterable[tuple[str, str]], salt: str) -> Iterator[list[str]]:
+    """The ids of each label, in an order that hangs on salt and id alone. Takes (id, label)."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key, label in labels:
+        groups[label].append(key)
+    for ids in groups.values():
+        yield sorted(ids, key=lambda key: hashlib.sha256(f"{salt}:{key}".encode()).digest())
+
+
+def _kind(value: object) -> str:
+    names = {type(None): "null", dict: "an object", list: "a list", bool: "a truth value"}
+    return names.get(type(value), f"the {type(value).__name__} {value!r}"[:60])
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(repr(name) for name in names[:_NAMED]) + more
+
+
+def _one_of(name: str, value: str, offered: Sequence[str]) -> None:
+    if value not in offered:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(offered)}")

@@ -1,0 +1,31 @@
+"""Representations of pairs, and MAP in both directions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dckt.metrics import CrossMediaMAP, cross_media_map
+from dckt_trainer.network import DomainNetwork
+from dckt_trainer.pairs import PairSet
+
+CHUNK = 1024
+
+
+def represent(network: DomainNetwork, pairs: PairSet, device: torch.device) -> dict[str, NDArray[np.float32]]:
+    """Class probabilities (N, C) float32 of each medium, the network in evaluation mode."""
+    network.eval()
+    with torch.inference_mode():
+        return {
+            medium: torch.cat(
+                [network.represent(medium, part.to(device))[0].float().cpu() for part in torch.split(rows, CHUNK)]
+            ).numpy()
+            for medium, rows in pairs.features.items()
+        }
+
+
+def evaluate(network: DomainNetwork, pairs: PairSet, device: torch.device) -> CrossMediaMAP:
+    """MAP over the whole ranking by cosine of class probabilities, image to text and text to image."""
+    vectors = represent(network, pairs, device)
+    return cross_media_map(vectors["image"], vectors["text"], pairs.labels.numpy())

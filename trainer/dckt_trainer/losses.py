@@ -1,0 +1,123 @@
+"""The loss terms of DCKT, as data.
+
+A term is a name, a weight and a pure function of the two domains' activations, so an ablation is a weight of zero and a new
+term is one more entry. Shape letters: B pairs a batch, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dckt_trainer.config import LossConfig, MmdConfig
+from dckt_trainer.mmd import mmd
+from dckt_trainer.network import Activations
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One domain's activations and the labels (B,) that belong to them."""
+
+    activations: Activations
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """A weighted term of the total loss.
+
+    Attributes:
+        name: ``kind/place``, as it is logged.
+        weight: what its value is multiplied by.
+        value: the unweighted value, a scalar, of a mapping with the domains ``source`` and ``target``.
+    """
+
+    name: str
+    weight: float
+    value: Callable[[dict[str, Batch]], Tensor]
+
+
+def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of (B, C) logits against (B,) labels (eq. 9 and 10)."""
+    return functional.cross_entropy(logits, labels)
+
+
+def pair_loss(image: Tensor, text: Tensor) -> Tensor:
+    """``1 / (2 B) * sum |image_n - text_n|^2`` of two (B, D) activations (eq. 4 to 7).
+
+    The paper adds the distances up; the mean form, with the released weight, is what trains.
+    """
+    return (image - text).square().sum() / (2 * len(image))
+
+
+def pretraining_terms(domain: str, media: Iterable[str], weights: LossConfig) -> list[Term]:
+    """Terms of one domain by itself: cross entropy of each medium at weight 1, and the pair loss."""
+    pair = weights.pair_source if domain == "source" else weights.pair_target
+    return _without_zeros([*_semantic(domain, media, 1.0), *_pair(domain, media, pair)])
+
+
+def joint_terms(
+    media: Iterable[str], weights: LossConfig, config: MmdConfig, generator: torch.Generator | None = None
+) -> list[Term]:
+    """All terms of the joint stage: the total loss of the paper with weights.
+
+    Args:
+        media: names of the media.
+        weights: one weight a kind of term.
+        config: how the MMD terms are estimated.
+        generator: where the ``quadruple`` estimator draws from.
+    """
+    media = tuple(media)
+
+    def distance(name: str, weight: float, of: Callable[[Activations], Tensor]) -> Term:
+        def value(batches: dict[str, Batch]) -> Tensor:
+            source, target = of(batches["source"].activations), of(batches["target"].activations)
+            return mmd(source, target, config, generator)
+
+        return Term(f"mmd/{name}", weight, value)
+
+    terms = [
+        *_semantic("source", media, weights.semantic_source),
+        *_semantic("target", media, weights.semantic_target),
+        *_pair("source", media, weights.pair_source),
+        *_pair("target", media, weights.pair_target),
+    ]
+    for medium in media:  # media level, eq. 2 and 3
+        terms.append(distance(f"{medium}.fc6", weights.mmd_fc6, lambda a, m=medium: a.fc6[m]))  # type: ignore[misc]
+        terms.append(distance(f"{medium}.fc7", weights.mmd_fc7, lambda a, m=medium: a.fc7[m]))  # type: ignore[misc]
+    terms.append(distance("common.fc8", weights.mmd_fc8, lambda a: a.fc8))  # correlation level, eq. 8
+    terms.append(distance("common.fc9", weights.mmd_fc9, lambda a: a.fc9))
+    return _without_zeros(terms)
+
+
+def _semantic(domain: str, media: Iterable[str], weight: float) -> list[Term]:
+    def term(medium: str) -> Term:
+        return Term(
+            f"semantic/{domain}.{medium}",
+            weight,
+            lambda batches: semantic_loss(batches[domain].activations.logits[medium], batches[domain].labels),
+        )
+
+    return [term(medium) for medium in media]
+
+
+def _pair(domain: str, media: Iterable[str], weight: float) -> list[Term]:
+    """A term for each layer and each medium beside the first one, which the others are pulled towards."""
+    first, *others = media
+
+    def term(layer: str, other: str) -> Term:
+        def value(batches: dict[str, Batch]) -> Tensor:
+            activations = getattr(batches[domain].activations, layer)
+            return pair_loss(activations[first], activations[other])
+
+        return Term(f"pair/{domain}.{layer}.{first}-{other}", weight, value)
+
+    return [term(layer, other) for layer in ("fc6", "fc7") for other in others]
+
+
+def _without_zeros(terms: Iterable[Term]) -> list[Term]:
+    return [term for term in terms if term.weight > 0]

@@ -1,0 +1,105 @@
+"""One domain's complete model, from pixels and words to the common representation, and its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dckt.errors import DcktError, RunError
+from dckt.files import atomic_write
+from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
+from dckt_trainer.checkpoint import load_tensors, save_tensors
+from dckt_trainer.config import ImageConfig
+from dckt_trainer.encoders import ImageEncoder, TextEncoder
+from dckt_trainer.network import DomainNetwork
+from dckt_trainer.trunk import Trunk, empty_trunk
+from dckt_trainer.word_cnn import WordCNN
+
+
+@dataclass(frozen=True)
+class DomainModel:
+    """A trained domain.
+
+    Attributes:
+        trunk: pixels to image features.
+        cnn: token ids to text vectors.
+        network: both to the common representation.
+        vocabulary: the words that the ids stand for.
+        labels: the C class names, in the order of the outputs.
+        text: limits of texts; those of pictures are ``trunk.spec``.
+    """
+
+    trunk: Trunk
+    cnn: WordCNN
+    network: DomainNetwork
+    vocabulary: Vocabulary
+    labels: tuple[str, ...]
+    text: TextSpec
+
+    def image_encoder(self) -> ImageEncoder:
+        """Pixels to the common representation, in evaluation mode."""
+        return ImageEncoder(self.trunk, self.network)
+
+    def text_encoder(self) -> TextEncoder:
+        """Token ids to the common representation, in evaluation mode."""
+        return TextEncoder(self.cnn, self.network)
+
+
+def save_model(model: DomainModel, folder: Path, image: ImageConfig) -> None:
+    """Writes a model's files into a folder; ``model.json`` comes last, so a half-written model cannot be opened."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / "trunk.safetensors", model.trunk.state_dict())
+    save_tensors(folder / "text.safetensors", model.cnn.state_dict())
+    save_tensors(folder / "network.safetensors", model.network.state_dict())
+    atomic_write(folder / "vocabulary.txt", model.vocabulary.dumps())
+    shape = {
+        "image": dataclasses.asdict(model.trunk.spec),
+        "trunk": {"name": image.trunk, "grid": model.trunk.grid},
+        "text": dataclasses.asdict(model.text),
+        "windows": model.cnn.windows,
+        "inputs": model.network.inputs,
+        "width": model.network.width,
+        "labels": model.labels,
+        "vocabulary_sha256": model.vocabulary.sha256,
+    }
+    atomic_write(folder / "model.json", json.dumps(shape, indent=1, ensure_ascii=False))
+
+
+def load_model(folder: Path) -> DomainModel:
+    """Reads the files that :func:`save_model` wrote.
+
+    Raises:
+        RunError: a file is missing, damaged, or does not fit the others.
+    """
+    try:
+        shape = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        vocabulary = Vocabulary.load(folder / "vocabulary.txt")
+        if vocabulary.sha256 != shape["vocabulary_sha256"]:
+            raise RunError(f"{folder / 'vocabulary.txt'} was changed after training; restore it or train again")
+        image: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape["image"].items()}
+        config = ImageConfig(trunk=shape["trunk"]["name"], grid=shape["trunk"]["grid"])
+        trunk = empty_trunk(config, ImageSpec(**image))
+        trunk.load_state_dict(load_tensors(folder / "trunk.safetensors"))
+        cnn = _cnn(load_tensors(folder / "text.safetensors"), shape["windows"])
+        network = DomainNetwork(shape["inputs"], shape["width"], len(shape["labels"]))
+        network.load_state_dict(load_tensors(folder / "network.safetensors"))
+        return DomainModel(trunk, cnn, network.eval(), vocabulary, tuple(shape["labels"]), TextSpec(**shape["text"]))
+    except OSError as error:
+        raise RunError(f"{folder}: holds no whole model ({error}); did the training finish?") from error
+    # A file that is whole but does not fit the others shows in many ways.
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, DcktError):
+            raise
+        raise RunError(f"{folder}: the model's files do not fit together ({error})") from error
+
+
+def _cnn(state: Mapping[str, torch.Tensor], windows: list[int]) -> WordCNN:
+    cnn = WordCNN(state["embedding.weight"], windows, len(state["convolutions.0.bias"]))
+    cnn.load_state_dict(state)
+    return cnn.eval()

@@ -1,0 +1,169 @@
+"""The run folder: everything that a training leaves behind.
+
+config.toml         as resolved, every key
+run.json            format, state, corpora, versions, times
+metrics.jsonl       losses and validation MAP, a line an event
+selection.jsonl     which target pairs each round took, and the spread of their AP
+evaluation.json     MAP on validation and test
+checkpoints/        where an interrupted run goes on from
+target/, source/    the trained models
+report.html, *.png  to look at
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dckt.errors import RunError
+from dckt.files import atomic_write
+from dckt_trainer.config import Config, dump_config, load_config
+from dckt_trainer.model import DomainModel, load_model
+
+RUN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what its run.json says."""
+
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def config(self) -> Config:
+        """The configuration as it was resolved."""
+        return load_config(self.path / "config.toml")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the training came to its end."""
+        return bool(self.facts.get("state") == "complete")
+
+    @property
+    def source(self) -> Path:
+        """The source corpus."""
+        return Path(self.facts["source"]["path"])
+
+    @property
+    def target(self) -> Path:
+        """The target corpus."""
+        return Path(self.facts["target"]["path"])
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """MAP on validation and on test, as the training wrote it."""
+        try:
+            value: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path}: evaluation.json cannot be read ({error})") from error
+        return value
+
+    def model(self, domain: str = "target") -> DomainModel:
+        """The trained model of a domain.
+
+        Raises:
+            RunError: the training did not finish, or a file is missing or damaged.
+        """
+        if not self.complete:
+            raise RunError(
+                f"{self.path}: the training has not finished (state: {self.facts.get('state')}); "
+                f"go on with: dckt-train --resume {self.path}"
+            )
+        return load_model(self.path / domain)
+
+    def finish(self) -> Run:
+        """The same run, marked complete on disk."""
+        return _write(self.path, {**self.facts, "state": "complete", "finished": _now()})
+
+    def log(self, name: str, event: dict[str, Any]) -> None:
+        """Appends an event to ``name``.jsonl."""
+        with (self.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """All events of ``name``.jsonl; a last line that a kill cut short is left out."""
+        path = self.path / f"{name}.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def rewrite(self, name: str, events: list[dict[str, Any]]) -> None:
+        """Replaces ``name``.jsonl, so that a resumed run does not log a stage twice."""
+        text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
+        atomic_write(self.path / f"{name}.jsonl", text)
+
+
+def create_run(path: Path, config: Config, source: dict[str, Any], target: dict[str, Any]) -> Run:
+    """Makes the folder of a new run.
+
+    Args:
+        path: must not exist, or be an empty folder.
+        config: as resolved.
+        source: ``path``, ``fingerprint`` and counts of the source corpus.
+        target: likewise.
+
+    Raises:
+        RunError: the path is taken, or cannot be written.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise RunError(
+            f"{path} exists; go on with it: dckt-train --resume {path}, begin anew: --force, or name another --out"
+        )
+    try:
+        (path / "checkpoints").mkdir(parents=True)
+        atomic_write(path / "config.toml", dump_config(config))
+        facts = {
+            "format": "dckt-run",
+            "version": RUN_VERSION,
+            "state": "training",
+            "started": _now(),
+            "source": source,
+            "target": target,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("dckt", "torch", "torchvision", "gensim", "numpy", "Pillow")},
+            },
+        }
+        return _write(path, facts)
+    except OSError as error:
+        raise RunError(f"{path}: the run folder cannot be written ({error})") from error
+
+
+def open_run(path: str | Path) -> Run:
+    """Opens a run folder.
+
+    Raises:
+        RunError: there is none, it is no run, or it was written by a newer version.
+    """
+    path = Path(path)
+    try:
+        facts = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if facts["format"] != "dckt-run":
+            raise KeyError("format")
+        number = facts["version"]
+    except OSError as error:
+        raise RunError(f"{path}: not a run folder (no run.json); expected one that dckt-train made") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path / 'run.json'}: damaged or not a run ({error})") from error
+    if number != RUN_VERSION:
+        raise RunError(f"{path}: run format {number}; this version of dckt reads {RUN_VERSION}; use a matching version")
+    return Run(path, facts)
+
+
+def _write(path: Path, facts: dict[str, Any]) -> Run:
+    atomic_write(path / "run.json", json.dumps(facts, indent=1))
+    return Run(path, facts)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
