@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
@@ -73,11 +73,7 @@ class Manifest:
     created: str
 
     def __post_init__(self) -> None:
-        missing = {VOCABULARY, *GRAPHS.values()} - set(self.files)
-        if missing:
-            raise BundleError(f"a bundle needs {sorted(missing)}; it has {sorted(self.files)}")
-        for name in self.files:
-            _check_name(name)
+        _check_names(self.files)
         if self.representation not in self.dimensions:
             raise BundleError(f"representation {self.representation!r} is none of {sorted(self.dimensions)}")
         if min(self.dimensions.values()) < 1:
@@ -178,8 +174,8 @@ def write_bundle(
         raise BundleError(f"{destination}: is no bundle, so it is not replaced; choose another name")
     try:
         with atomic_folder(destination, force=force) as folder:
+            _check_names(files)
             for name, content in files.items():
-                _check_name(name)
                 _place(content, folder / name)
             entries = {name: _entry(folder / name) for name in sorted(files)}
             manifest = Manifest(
@@ -198,9 +194,7 @@ def write_bundle(
             # What cannot be read back is not written.
             _ = Bundle.open(folder, verify=False).vocabulary
     except FileExistsError as error:
-        raise BundleError(
-            f"{destination}: exists already; choose another name, or replace it with force"
-        ) from error
+        raise BundleError(f"{destination}: exists already; choose another name, or replace it with force") from error
     except OSError as error:
         raise BundleError(f"{destination}: the bundle cannot be written ({error})") from error
     return Bundle.open(destination, verify=False)
@@ -209,14 +203,18 @@ def write_bundle(
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def _check_name(name: str) -> None:
-    """A path that stays inside the folder and means the same file on every system."""
-    parts = PurePosixPath(name).parts
-    inside = parts and "/".join(parts) == name and ".." not in parts
-    if not inside or not name.isprintable() or any(letter in name for letter in "\\:"):
-        raise BundleError(f"{name!r} is no relative path inside a bundle")
-    if name == MANIFEST:
-        raise BundleError(f"{MANIFEST} is written by the bundle itself and cannot be one of its files")
+def _check_names(names: Iterable[str]) -> None:
+    """All that a bundle needs, each a path that stays inside the folder and means the same file on every system."""
+    missing = {VOCABULARY, *GRAPHS.values()} - set(names)
+    if missing:
+        raise BundleError(f"a bundle needs {sorted(missing)}; it has {sorted(names)}")
+    for name in names:
+        parts = PurePosixPath(name).parts
+        inside = parts and "/".join(parts) == name and ".." not in parts
+        if not inside or not name.isprintable() or any(letter in name for letter in "\\:"):
+            raise BundleError(f"{name!r} is no relative path inside a bundle")
+        if name == MANIFEST:
+            raise BundleError(f"{MANIFEST} is written by the bundle itself and cannot be one of its files")
 
 
 def _place(content: Path | bytes, target: Path) -> None:
@@ -249,9 +247,7 @@ def _check_file(path: Path, entry: FileEntry, *, verify: bool) -> None:
                 f"{path}: has {size:,} bytes, expected {entry.size:,}; copy or export the bundle again"
             )
         if verify and sha256_file(path) != entry.sha256:
-            raise BundleCorruptError(
-                f"{path}: the content is not what was exported; copy or export the bundle again"
-            )
+            raise BundleCorruptError(f"{path}: the content is not what was exported; copy or export the bundle again")
     except OSError as error:
         raise BundleCorruptError(f"{path}: cannot be read ({error})") from error
 
@@ -280,9 +276,7 @@ def _model_id(files: Mapping[str, FileEntry], image: ImageSpec, text: TextSpec, 
 def _dump_manifest(manifest: Manifest) -> str:
     try:
         content = {"format": FORMAT, "version": BUNDLE_VERSION, **asdict(manifest)}
-        content = json.loads(
-            json.dumps(content, allow_nan=False)
-        )  # as it will be read: keys are text, tuples lists
+        content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: keys are text, tuples lists
         # Hashes protect the files; this one protects what the manifest says beside them.
         return json.dumps({**content, "checksum": _canonical_hash(content)}, indent=1) + "\n"
     except (TypeError, ValueError) as error:
@@ -294,13 +288,9 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(
-            f"{path}: is no bundle, for it holds no {MANIFEST}; dckt-export writes one"
-        ) from error
+        raise BundleError(f"{path}: is no bundle, for it holds no {MANIFEST}; dckt-export writes one") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleCorruptError(
-            f"{file}: cannot be read as JSON ({error}); copy the bundle again"
-        ) from error
+        raise BundleCorruptError(f"{file}: cannot be read as JSON ({error}); copy the bundle again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BundleError(f"{file}: is not the manifest of a bundle; its format is not {FORMAT!r}")
     version = content.get("version")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ Float64Array = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
-# Scores handled at once: a few tens of megabytes of working memory, and rows that stay in the cache.
-_CHUNK = 1 << 20
+# Scores handled at once: a matrix product wants many queries, a sort working memory that stays in the cache.
+_PRODUCT, _SORT = 1 << 23, 1 << 17
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,7 @@ def average_precision(scores: ArrayLike, relevant: ArrayLike, *, cut: int | None
             "expected two arrays (queries, items), the second of bool"
         )
     _check_cut(cut)
-    parts = [
-        _ap(scores[rows].astype(np.float32), relevant[rows], cut) for rows in _chunks(len(scores), scores.shape[1])
-    ]
-    return _joined(parts)
+    return _ap(scores.astype(np.float32, copy=False), relevant, cut)
 
 
 def mean_average_precision(
@@ -154,8 +152,10 @@ def mean_average_precision(
         )
     unique, place = _unique_rows(item_rows)
     parts = []
-    for rows in _chunks(len(query_rows), len(item_rows)):
-        scores = (query_rows[rows] @ unique.T)[:, place]
+    for rows in _chunks(len(query_rows), len(item_rows), _PRODUCT):
+        scores = query_rows[rows] @ unique.T
+        if len(unique) < len(item_rows):  # else both are in the same order
+            scores = scores[:, place]
         relevant = query_codes[rows, None] == item_codes
         if exclude_self:
             own = np.arange(len(query_rows))[rows]
@@ -164,17 +164,13 @@ def mean_average_precision(
             relevant[np.arange(len(own)), own] = False
         parts.append(_ap(scores, relevant, cut))
     result = _joined(parts)
-    # An AP is 0 exactly if nothing relevant was ranked, or within the cut found; only the first is meant
-    # here.
-    found = np.isin(query_codes, item_codes)
-    if exclude_self:
-        found = np.bincount(item_codes)[query_codes] > 1
+    answers = np.bincount(item_codes, minlength=query_codes.max() + 1)[query_codes] - exclude_self
     return MAPResult(
         map=float(result.expected.mean()),
         lowest=float(result.lowest.mean()),
         highest=float(result.highest.mean()),
         queries=len(query_rows),
-        without_relevant=int((~found).sum()),
+        without_relevant=int((answers == 0).sum()),
         definition=_definition(cut, exclude_self),
         per_query=result.expected,
     )
@@ -225,81 +221,98 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-# --- one chunk ----------------------------------------------------------------------------------------------
+# --- ranking --------------------------------------------------------------------------------------------------
 
 
 def _ap(scores: Float32Array, relevant: BoolArray, cut: int | None) -> APResult:
-    if np.isnan(scores).any():
-        raise ItemError(f"a score of query {int(np.isnan(scores).any(axis=1).argmax())} of its chunk is NaN")
-    if scores.size == 0:
-        nothing = np.zeros(len(scores))
-        return APResult(nothing, nothing, nothing)
-    if cut is not None:
-        order = np.arange(scores.shape[1], dtype=np.uint64)[None]
-        return APResult(
-            *(_ap_within(_sorted_keys(scores, relevant, tie_break), cut) for tie_break in (order, relevant, ~relevant))
-        )
-    return _ap_of_groups(_sorted_keys(scores, relevant, np.zeros((1, 1), np.uint64)))
+    bad = np.isnan(scores).any(axis=1)
+    if bad.any():
+        raise ItemError(f"scores hold NaN in rows {np.flatnonzero(bad)[:10].tolist()}")
+    if scores.shape[1] == 0:
+        return APResult(*np.zeros((3, len(scores))))
+    chunks = _chunks(len(scores), scores.shape[1], _SORT)
+    return _joined([_chunk_ap(scores[rows], relevant[rows], cut) for rows in chunks])
 
 
-def _sorted_keys(scores: Float32Array, relevant: BoolArray, tie_break: NDArray[Any]) -> NDArray[np.uint64]:
+def _chunk_ap(scores: Float32Array, relevant: BoolArray, cut: int | None) -> APResult:
+    if cut is None:
+        return _ap_of_groups(_sorted_keys(scores, relevant, np.zeros((1, 1), np.bool_)))
+    order = np.arange(scores.shape[1])[None]
+    expected, lowest, highest = (
+        _ap_within(_sorted_keys(scores, relevant, tie_break), cut) for tie_break in (order, relevant, ~relevant)
+    )
+    return APResult(expected, lowest, highest)
+
+
+def _sorted_keys(scores: Float32Array, relevant: BoolArray, tie_break: NDArray[Any]) -> NDArray[np.int64]:
     """Score, tie-break and relevance packed into one integer: sorting it is several times faster than argsort.
 
     Bits 32 to 63 fall as the score rises, bits 1 to 31 are the tie-break, bit 0 is the relevance.
     """
-    bits = (scores + np.float32(0)).view(np.uint32)  # + 0 makes -0.0 equal to 0.0
-    rising = bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-    keys = (~rising).astype(np.uint64) << np.uint64(32)
-    keys |= tie_break.astype(np.uint64) << np.uint64(1)
+    bits = (np.float32(0) - scores).view(np.int32)  # this way round -0.0 and 0.0 become one
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # the order of floats, as integers
+    keys = bits.astype(np.int64)
+    keys <<= 32
+    keys |= tie_break.astype(np.int64) << 1
     keys |= relevant
     keys.sort(axis=1)
     return keys
 
 
-def _ap_within(keys: NDArray[np.uint64], cut: int) -> Float64Array:
-    hit = (keys[:, :cut] & np.uint64(1)).astype(np.int64)
+def _ap_within(keys: NDArray[np.int64], cut: int) -> Float64Array:
+    hit = keys[:, :cut] & 1
     precision = hit.cumsum(axis=1) / np.arange(1, hit.shape[1] + 1)
-    total: Float64Array = (precision * hit).sum(axis=1) / np.maximum(hit.sum(axis=1), 1)
-    return total
+    return np.asarray((precision * hit).sum(axis=1) / np.maximum(hit.sum(axis=1), 1))
 
 
-def _ap_of_groups(keys: NDArray[np.uint64]) -> APResult:
-    """AP over the full list from the groups of tied items that hold a relevant one.
+def _ap_of_groups(keys: NDArray[np.int64]) -> APResult:
+    """AP over the full list, from the groups of tied items that hold a relevant one.
 
-    A group of n items, r of them relevant, with N0 items and R0 relevant ones before it: its i-th place holds
-    a relevant item with probability r / n, and if it does, (i - 1)(r - 1)/(n - 1) of the places before it in
-    the group do on average.
+    Let a group have n items, r of them relevant, with n0 items and r0 relevant ones before it. Its i-th place
+    holds a relevant item with probability r / n, and if it does, then c (i - 1) of the places before it in the
+    group do on average, with c = (r - 1) / (n - 1). So the group adds (r / n) times the sum over i = 1..n of
+    (r0 + 1 + c (i - 1)) / (n0 + i). That sum, and those of the two extreme orders, have closed forms in the
+    harmonic numbers H.
     """
     rows, width = keys.shape
-    hits = (keys & np.uint64(1)).astype(np.int64)
-    score = (keys >> np.uint64(32)).astype(np.uint32)
-    first = np.ones(keys.shape, np.bool_)
-    first[:, 1:] = score[:, 1:] != score[:, :-1]
+    flat = keys.ravel()
+    hit = np.flatnonzero((flat & 1).astype(np.bool_))
+    score = flat >> 32
+    first = np.append(True, score[1:] != score[:-1])
+    first[::width] = True
     start = np.flatnonzero(first)
-    size = np.diff(start, append=keys.size)
-    found = np.add.reduceat(hits.ravel(), start)
-    row = start // width
-    total = hits.sum(axis=1)
-    before = found.cumsum() - found - (total.cumsum() - total)[row]
+    group = np.searchsorted(start, hit, side="right") - 1
+    first_hit = np.flatnonzero(np.diff(group, prepend=-1))  # of each group that has one, as a place in `hit`
+    group = group[first_hit]
 
-    kept = found > 0
-    row, n, r, n0, r0 = row[kept], size[kept], found[kept], (start % width)[kept], before[kept]
+    r = np.diff(first_hit, append=hit.size)
+    n = np.append(start, flat.size)[group + 1] - start[group]
+    row, n0 = np.divmod(start[group], width)
+    total = np.bincount(row, weights=r, minlength=rows)
+    r0 = first_hit - (total.cumsum() - total)[row]
+    harmonic = _harmonic(width)
 
-    def ap(repeats: NDArray[np.int64], terms: Float64Array) -> Float64Array:
-        summed = np.bincount(np.repeat(row, repeats), weights=terms, minlength=rows)
-        return summed / np.maximum(total, 1)
+    def step(begin: NDArray[np.int64], length: NDArray[np.int64]) -> Float64Array:
+        difference: Float64Array = (harmonic[begin + length] - harmonic[begin]).astype(np.float64)
+        return difference
 
-    def spread(repeats: NDArray[np.int64], *columns: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        within = np.arange(repeats.sum()) - np.repeat(repeats.cumsum() - repeats, repeats)
-        return [within + 1, *(np.repeat(column, repeats) for column in columns)]
+    def ap(sums: Float64Array) -> Float64Array:
+        mean: Float64Array = np.bincount(row, weights=sums, minlength=rows) / np.maximum(total, 1)
+        return mean
 
-    t, t_n, t_r, t_n0, t_r0 = spread(r, n, r, n0, r0)
-    highest = ap(r, (t_r0 + t) / (t_n0 + t))
-    lowest = ap(r, (t_r0 + t) / (t_n0 + t_n - t_r + t))
-    i, i_n, i_r, i_n0, i_r0 = spread(n, n, r, n0, r0)
-    neighbours = (i - 1) * (i_r - 1) / np.maximum(i_n - 1, 1)
-    expected = ap(n, i_r / i_n * (i_r0 + 1 + neighbours) / (i_n0 + i))
-    return APResult(expected, lowest, highest)
+    c = (r - 1) / np.maximum(n - 1, 1)
+    skipped = n0 + n - r
+    return APResult(
+        expected=ap(r / n * (c * n + (r0 + 1 - c - c * n0) * step(n0, n))),
+        lowest=ap(r + (r0 - skipped) * step(skipped, r)),
+        highest=ap(r + (r0 - n0) * step(n0, r)),
+    )
+
+
+@lru_cache(maxsize=2)
+def _harmonic(count: int) -> NDArray[np.longdouble]:
+    """Harmonic numbers H(0) to H(count), in the widest float there is, because close ones are subtracted."""
+    return np.append(0, (1 / np.arange(1, count + 1, dtype=np.longdouble)).cumsum())
 
 
 # --- input --------------------------------------------------------------------------------------------------
@@ -342,21 +355,22 @@ def _unique_rows(rows: Float32Array) -> tuple[Float32Array, NDArray[np.intp]]:
     plain = np.ascontiguousarray(rows + np.float32(0))
     as_bytes = plain.view(np.dtype((np.void, plain.dtype.itemsize * plain.shape[1]))).ravel()
     _, first, place = np.unique(as_bytes, return_index=True, return_inverse=True)
+    if first.size == len(rows):
+        return plain, np.arange(len(rows))
     return plain[first], place
 
 
-def _chunks(queries: int, items: int) -> Sequence[slice]:
-    step = max(1, _CHUNK // max(1, items))
+def _chunks(queries: int, items: int, size: int) -> Sequence[slice]:
+    step = max(1, size // max(1, items))
     return [slice(start, start + step) for start in range(0, queries, step)]
 
 
 def _joined(parts: Sequence[APResult]) -> APResult:
-    if not parts:
-        return APResult(np.zeros(0), np.zeros(0), np.zeros(0))
+    nothing: list[Float64Array] = [np.zeros(0)]
     return APResult(
-        expected=np.concatenate([part.expected for part in parts]),
-        lowest=np.concatenate([part.lowest for part in parts]),
-        highest=np.concatenate([part.highest for part in parts]),
+        expected=np.concatenate([part.expected for part in parts] or nothing),
+        lowest=np.concatenate([part.lowest for part in parts] or nothing),
+        highest=np.concatenate([part.highest for part in parts] or nothing),
     )
 
 

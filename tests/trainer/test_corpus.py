@@ -296,9 +296,7 @@ def test_csv_mistakes(tmp_path: Path) -> None:
     assert len(found) == 2
 
     file.write_text(whole.replace("text", "txt", 1).replace("split", "id", 1))
-    with pytest.raises(
-        CorpusError, match="the header lacks 'text' and repeats 'id'; expected the columns id, image"
-    ):
+    with pytest.raises(CorpusError, match="the header lacks 'text' and repeats 'id'; expected the columns id, image"):
         read_corpus(tmp_path)
 
     file.write_bytes(whole.replace("one dog", "ein h\u00fchnchen", 1).encode("latin-1"))

@@ -13,7 +13,7 @@ from rich.table import Table
 from dckt.console import run as run_app
 from dckt.errors import ConfigError
 from dckt_trainer.config import dump_config, load_config, preset_names
-from dckt_trainer.progress import Bars, Silent
+from dckt_trainer.progress import Bars, Silent, counted
 
 EXAMPLES = """
 Examples:
@@ -110,6 +110,35 @@ def train_command(
         reporter=reporter,
     )
     _show(run, as_json=as_json)
+
+
+@app.command("synthetic", epilog="Example: dckt-train synthetic corpora --pairs 10 --seed 3")
+def synthetic_command(
+    folder: Annotated[Path, typer.Argument(help="Where the corpora source/ and target/ are written.")],
+    seed: Annotated[int, typer.Option(help="Another seed, other classes, pictures and texts.")] = 0,
+    source_classes: Annotated[int, typer.Option(help="Classes of the source.")] = 40,
+    source_pairs: Annotated[int, typer.Option(help="Training pairs of each of them.")] = 50,
+    classes: Annotated[int, typer.Option(help="Classes of the target.")] = 16,
+    pairs: Annotated[int, typer.Option(help="Training pairs of each of them.")] = 5,
+    side: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 96,
+    force: Annotated[bool, typer.Option("--force", help="Replace corpora that are there.")] = False,
+) -> None:
+    """Writes two generated corpora with different labels and shared structure, to try things out."""
+    from dckt_trainer.data.synthetic import write_synthetic
+
+    with counted(Bars(), "synthetic corpora") as progress:
+        source, target = write_synthetic(
+            folder,
+            seed=seed,
+            source_classes=source_classes,
+            source_pairs_per_class=source_pairs,
+            target_classes=classes,
+            target_pairs_per_class=pairs,
+            side=side,
+            force=force,
+            progress=progress,
+        )
+    typer.echo(f"{source}\n{target}")
 
 
 def _show(run: Any, *, as_json: bool) -> None:

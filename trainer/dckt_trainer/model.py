@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dckt.errors import DcktError, RunError
+from dckt.errors import DcktError, RunError, TextError
 from dckt.files import atomic_write
 from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
 from dckt_trainer.checkpoint import load_tensors, save_tensors
@@ -90,7 +90,7 @@ def load_model(folder: Path) -> DomainModel:
         network = DomainNetwork(shape["inputs"], shape["width"], len(shape["labels"]))
         network.load_state_dict(load_tensors(folder / "network.safetensors"))
         return DomainModel(trunk, cnn, network.eval(), vocabulary, tuple(shape["labels"]), TextSpec(**shape["text"]))
-    except OSError as error:
+    except (OSError, TextError) as error:
         raise RunError(f"{folder}: holds no whole model ({error}); did the training finish?") from error
     # A file that is whole but does not fit the others shows in many ways.
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

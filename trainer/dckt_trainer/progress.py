@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 from rich.console import Console
@@ -66,3 +66,20 @@ class Bars:
     def say(self, text: str) -> None:
         """Prints the line."""
         self.console.print(text, highlight=False, markup=False)
+
+
+@contextmanager
+def counted(reporter: Reporter, name: str) -> Iterator[Callable[[int, int], None]]:
+    """A task for work that says (done, total): it opens with the first word of the total."""
+    with ExitStack() as stack:
+        advance: Advance | None = None
+        before = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal advance, before
+            if advance is None:
+                advance = stack.enter_context(reporter.task(name, total))
+            advance(done - before)
+            before = done
+
+        yield progress

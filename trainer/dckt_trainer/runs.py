@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dckt import __version__ as dckt_version
 from dckt.errors import RunError
 from dckt.files import atomic_write
 from dckt_trainer.config import Config, dump_config, load_config
@@ -131,7 +132,8 @@ def create_run(path: Path, config: Config, source: dict[str, Any], target: dict[
             "target": target,
             "versions": {
                 "python": platform.python_version(),
-                **{name: version(name) for name in ("dckt", "torch", "torchvision", "gensim", "numpy", "Pillow")},
+                "dckt": dckt_version,
+                **{name: version(name) for name in ("torch", "torchvision", "gensim", "numpy", "Pillow")},
             },
         }
         return _write(path, facts)

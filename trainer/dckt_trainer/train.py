@@ -26,7 +26,7 @@ from dckt_trainer.network import DomainNetwork, copy_of
 from dckt_trainer.optimize import StepLog, sgd
 from dckt_trainer.pairs import PairSet
 from dckt_trainer.pretrain import passes_for, pretrain
-from dckt_trainer.progress import Reporter, Silent
+from dckt_trainer.progress import Reporter, Silent, counted
 from dckt_trainer.report import write_run_report
 from dckt_trainer.runs import Run, create_run, open_run
 from dckt_trainer.seeds import seed_of
@@ -73,8 +73,8 @@ def train(
     trunk = build_trunk(config.image, config.seed).to(place)
     if force and out.exists():
         shutil.rmtree(open_run(out).path)
-    facts = {name: _facts(corpus, on_bad_pair) for name, corpus in corpora.items()}
-    run = create_run(out, config, facts["source"], facts["target"])
+    facts = [_facts(path, corpora[name], on_bad_pair) for name, path in (("source", source), ("target", target))]
+    run = create_run(out, config, *facts)
     return _Training(run, corpora, trunk, place, cache or default_cache(), reporter).go()
 
 
@@ -420,7 +420,8 @@ def _selection_figures(log: RoundLog, pairs: PairSet) -> dict[str, Any]:
 
 
 def _read(path: str | Path, on_bad_pair: OnBadPair, reporter: Reporter) -> Corpus:
-    corpus = read_corpus(Path(path), on_bad_pair=on_bad_pair)
+    with counted(reporter, f"checking {Path(path).name}") as progress:
+        corpus = read_corpus(path, on_bad_pair=on_bad_pair, progress=progress)
     counts = ", ".join(f"{len(corpus.part(part))} {part}" for part in SPLITS)
     reporter.say(f"{path}: {len(corpus.pairs)} pairs ({counts}), {len(corpus.labels)} classes")
     for line in (*corpus.skipped, *corpus.warnings):
@@ -438,10 +439,10 @@ def _check_target(corpus: Corpus) -> None:
         )
 
 
-def _facts(corpus: Corpus, on_bad_pair: OnBadPair) -> dict[str, Any]:
+def _facts(path: str | Path, corpus: Corpus, on_bad_pair: OnBadPair) -> dict[str, Any]:
     counts = {part: len(corpus.part(part)) for part in SPLITS}
     return {
-        "path": str(corpus.root),
+        "path": str(Path(path).resolve()),
         "fingerprint": corpus.fingerprint,
         "on_bad_pair": on_bad_pair,
         "pairs": counts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from dckt.index.catalog import Hit, Index, IndexInfo, MediumInfo
+from dckt.index.catalog import Index
+from dckt.index.results import Hit, IndexInfo, MediumInfo
 
 __all__ = ["Hit", "Index", "IndexInfo", "MediumInfo"]

@@ -6,104 +6,31 @@ then by medium. The best 5 are the beginning of the best 10, for any k.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import threading
-import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dckt.errors import ConfigError, IndexFolderError, ItemError, ModelMismatchError, UnknownItemError
+from dckt.errors import ConfigError, IndexFolderError, ModelMismatchError, UnknownItemError
 from dckt.files import atomic_folder
-from dckt.index.hnsw import RECALL_TARGET, HnswGraph
+from dckt.index.hnsw import HnswGraph
+from dckt.index.items import check_ids, dump_metadata, shown
 from dckt.index.locks import ReadersWriterLock
-from dckt.index.shelf import UNUSED_LIMIT, Shelf
+from dckt.index.results import Hit, IndexInfo, MediumInfo
+from dckt.index.shelf import Shelf
 from dckt.index.snapshot import GraphReport, SnapshotError, read_snapshot, write_snapshot
-from dckt.index.store import INDEX_VERSION, ITEMS, KINDS, Change, IndexMeta, ItemStore, shown
+from dckt.index.store import INDEX_VERSION, ITEMS, KINDS, Change, IndexMeta, ItemStore
 from dckt.index.vectors import Float32Array, normalised
 
 log = logging.getLogger(__name__)
 
 _MEDIUM = re.compile(r"[a-z][a-z0-9_]{0,31}")
-# Vectors of which a loaded graph must hold the same as the store; a graph of an older copy of the index would not.
-_SPOT_CHECKS = 256
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One item that was found.
-
-    Attributes:
-        id: the item's id.
-        score: cosine similarity with the query, -1 to 1; higher is better.
-        medium: ``image`` or ``text``.
-        metadata: what was stored with the item.
-    """
-
-    id: str
-    score: float
-    medium: str
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MediumInfo:
-    """The state of one medium of an index.
-
-    Attributes:
-        items: how many items.
-        unique_vectors: how many different vectors they have.
-        search: ``exact`` or ``hnsw``: how the next search goes.
-        in_graph: how many of the unique vectors the graph covers; the others are searched exactly.
-        ef: effort of a search in the graph, or None.
-        recall_at_10: against exact search, measured when the graph was last built, or None where none was built. A
-            figure below the target with ``search`` at ``exact`` means that the graph was not good enough and is not
-            used.
-    """
-
-    items: int
-    unique_vectors: int
-    search: str
-    in_graph: int
-    ef: int | None
-    recall_at_10: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexInfo:
-    """The state of an index.
-
-    Attributes:
-        path: its folder.
-        format_version: of the folder.
-        model_id: of the model that made the vectors.
-        representation: which output of that model they are.
-        dimension: their width D.
-        kind: how it was asked to search: ``auto``, ``exact`` or ``hnsw``.
-        created: when, ISO 8601 with time zone.
-        sequence: how many commits changed it so far.
-        bytes: of all of its files.
-        media: by name.
-    """
-
-    path: str
-    format_version: int
-    model_id: str
-    representation: str
-    dimension: int
-    kind: str
-    created: str
-    sequence: int
-    bytes: int
-    media: Mapping[str, MediumInfo]
 
 
 class Index:
@@ -416,7 +343,7 @@ class Index:
                 return
             report, graph = snapshot
             if graph is not None:
-                shelf.covered = _covered(shelf, graph)
+                shelf.covered = shelf.covered_by(graph)
         except SnapshotError as reason:
             log.warning("%s: the %s graph cannot be used, for %s; it is built again", self.path, medium, reason)
             return
@@ -443,7 +370,7 @@ class Index:
         """Builds the graphs that are wanted. Searches go on meanwhile, exactly where there is no graph yet."""
         for medium, shelf in self._shelves.items():
             if shelf.wants_graph():
-                graph, report = _build(shelf, self._threads)
+                graph, report = shelf.build_graph(self._threads)
                 with self._state.exclusive():
                     shelf.graph, shelf.report = graph, report
                     shelf.covered = len(shelf.labels) if graph else 0
@@ -465,77 +392,6 @@ class Index:
             log.warning("%s: the %s graph was not saved and will be built again (%s)", self.path, medium, error)
 
 
-def check_ids(ids: Sequence[str]) -> None:
-    """Refuses ids that cannot be stored.
-
-    Raises:
-        ItemError: an id is no text, empty, not Unicode, or given twice; each is named.
-    """
-    bad = [item for item in ids if not isinstance(item, str) or not item or not _is_unicode(item)]
-    if bad:
-        raise ItemError(
-            f"{len(bad)} ids are no texts or empty: {shown(bad)}; expected one text of Unicode for each item"
-        )
-    twice = sorted(item for item, times in Counter(ids).items() if times > 1)
-    if twice:
-        raise ItemError(f"{len(twice)} ids were given more than once: {shown(twice)}; give each item its own")
-
-
-def dump_metadata(ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    """Metadata as JSON, a text for each id.
-
-    Raises:
-        ItemError: not one mapping for each id, or one that JSON cannot hold; its id is named.
-    """
-    if metadata is None:
-        return ["{}"] * len(ids)
-    if len(metadata) != len(ids):
-        raise ItemError(f"{len(ids)} ids came with {len(metadata)} metadata; expected one for each")
-    texts = []
-    for item, value in zip(ids, metadata, strict=True):
-        if not isinstance(value, Mapping):
-            raise ItemError(f"the metadata of {item!r} is a {type(value).__name__}; expected a mapping")
-        try:
-            texts.append(json.dumps(dict(value), allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ItemError(f"the metadata of {item!r} cannot be stored as JSON ({error})") from error
-    return texts
-
-
-def _build(shelf: Shelf, threads: int | None) -> tuple[HnswGraph | None, GraphReport]:
-    """A graph over all of a shelf: the one that it has, grown, or, where that falls short, a new one."""
-    started = time.perf_counter()
-    graph, recall = None, 0.0
-    if shelf.graph is not None and shelf.unused_share() <= UNUSED_LIMIT:
-        graph, first = shelf.graph, shelf.covered
-        graph.add(shelf.labels[first:], shelf.matrix[first:], threads=threads)
-        recall = graph.tune(shelf.labels, shelf.matrix)
-    if graph is None or recall < RECALL_TARGET:
-        graph = HnswGraph(shelf.dimension)
-        graph.add(shelf.labels, shelf.matrix, threads=threads)
-        recall = graph.tune(shelf.labels, shelf.matrix)
-    report = GraphReport(
-        count=len(shelf.labels),
-        ef=graph.ef,
-        recall=recall,
-        accepted=recall >= RECALL_TARGET,
-        seconds=time.perf_counter() - started,
-    )
-    return graph if report.accepted else None, report
-
-
-def _covered(shelf: Shelf, graph: HnswGraph) -> int:
-    """How many of a shelf's rows a loaded graph covers."""
-    covered = int(np.searchsorted(shelf.labels, graph.labels[-1], side="right")) if len(graph) else 0
-    expected = shelf.labels[:covered]
-    if not np.isin(expected, graph.labels).all():
-        raise SnapshotError("it lacks vectors that it should hold")
-    rows = np.unique(np.linspace(0, covered - 1, min(covered, _SPOT_CHECKS)).astype(np.int64))
-    if covered and not np.array_equal(graph.vectors(expected[rows]), shelf.matrix[rows]):
-        raise SnapshotError("it holds other vectors")
-    return covered
-
-
 def _medium_info(shelf: Shelf) -> MediumInfo:
     return MediumInfo(
         items=shelf.items,
@@ -554,7 +410,7 @@ def _check_model(path: Path, meta: IndexMeta, model_id: str | None, representati
     )
     if model_id not in {None, meta.model_id}:
         raise ModelMismatchError(
-            f"{path}: its vectors were made by model {meta.model_id}, and it was opened with model {model_id}; {ways_out}"
+            f"{path}: its vectors were made by model {meta.model_id}, and it was opened with {model_id}; {ways_out}"
         )
     if representation not in {None, meta.representation}:
         raise ModelMismatchError(
@@ -566,14 +422,6 @@ def _check_model(path: Path, meta: IndexMeta, model_id: str | None, representati
 def _check_threads(threads: int | None) -> None:
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; expected at least 1, or None for every core")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextmanager

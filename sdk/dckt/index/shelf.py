@@ -8,19 +8,22 @@ exactly, so that adding an item never has to touch the graph.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left, insort
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dckt.index.exact import exact_limit, ranked, shortlist, similarities
-from dckt.index.hnsw import HnswGraph
-from dckt.index.snapshot import GraphReport
+from dckt.index.hnsw import RECALL_TARGET, HnswGraph
+from dckt.index.snapshot import GraphReport, SnapshotError
 from dckt.index.store import Change, Contents
 from dckt.index.vectors import Float32Array, float32_error
 
-# A graph of which more than this share is no longer used is built anew.
+# Of the rows, and of a graph's vectors, at most this share is kept when no item uses them any more.
 UNUSED_LIMIT = 0.25
+# How many vectors of a graph are compared with the rows when it is read; that of another copy would differ.
+_SPOT_CHECKS = 256
 # Queries that are multiplied with the matrix at once: bounds the product at this many numbers.
 _PRODUCT_NUMBERS = 2**24
 
@@ -78,17 +81,16 @@ class Shelf:
             self._unused.discard(row)
         self.items += len(change.added) - len(change.removed)
 
-    def compact(self) -> bool:
-        """Lets go of unused rows when they are most of what there is; tells whether it did."""
-        if 2 * len(self._unused) <= self._rows:
-            return False
+    def compact(self) -> None:
+        """Lets go of unused rows when there are many of them."""
+        if len(self._unused) <= UNUSED_LIMIT * self._rows:
+            return
         kept = np.array([row for row in range(self._rows) if row not in self._unused], dtype=np.int64)
         self.covered = int(np.searchsorted(kept, self.covered))
         self._labels, self._matrix = self._labels[kept], self._matrix[kept]
         self._postings = [self._postings[row] for row in kept.tolist()]
         self._rows = len(kept)
         self._unused = set()
-        return True
 
     def wants_graph(self) -> bool:
         """Whether the vectors outside the graph, or the unused ones inside it, have become too many."""
@@ -112,6 +114,53 @@ class Shelf:
             return 0.0
         used = self.covered - sum(row < self.covered for row in self._unused)
         return 1 - used / len(self.graph)
+
+    # --- the graph ---
+
+    def build_graph(self, threads: int | None) -> tuple[HnswGraph | None, GraphReport]:
+        """A graph over every row: the present one, grown, or, where that falls short, a new one.
+
+        Searches may go on meanwhile; the shelf itself is not changed.
+
+        Args:
+            threads: how many build; see :meth:`HnswGraph.add`.
+
+        Returns:
+            What was measured, and the graph, or None when it is not good enough to be used.
+        """
+        started = time.perf_counter()
+        graph, recall = None, 0.0
+        if self.graph is not None and self.unused_share() <= UNUSED_LIMIT:
+            graph = self.graph
+            graph.add(self.labels[self.covered :], self.matrix[self.covered :], threads=threads)
+            recall = graph.tune(self.labels, self.matrix)
+        if graph is None or recall < RECALL_TARGET:
+            graph = HnswGraph(self.dimension)
+            graph.add(self.labels, self.matrix, threads=threads)
+            recall = graph.tune(self.labels, self.matrix)
+        report = GraphReport(
+            count=self._rows,
+            ef=graph.ef,
+            recall=recall,
+            accepted=recall >= RECALL_TARGET,
+            seconds=time.perf_counter() - started,
+        )
+        return graph if report.accepted else None, report
+
+    def covered_by(self, graph: HnswGraph) -> int:
+        """How many of the rows a graph covers that was read from the disk.
+
+        Raises:
+            SnapshotError: it is not a graph of these vectors.
+        """
+        covered = int(np.searchsorted(self.labels, graph.labels[-1], side="right")) if len(graph) else 0
+        expected = self.labels[:covered]
+        if not np.isin(expected, graph.labels).all():
+            raise SnapshotError("it lacks vectors that it should hold")
+        rows = np.linspace(0, covered - 1, min(covered, _SPOT_CHECKS)).astype(np.int64)
+        if covered and not np.array_equal(graph.vectors(expected[rows]), self.matrix[rows]):
+            raise SnapshotError("it holds other vectors")
+        return covered
 
     # --- searching ---
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dckt.errors import IndexCorruptError, IndexFolderError, IndexVersionError, ItemError
+from dckt.index.items import shown
 from dckt.index.vectors import Float32Array
 
 INDEX_VERSION = 1
@@ -34,7 +35,7 @@ KINDS = ("auto", "exact", "hnsw")
 
 # A damaged structure is looked for on opening as long as that takes well under a second; every row is read and checked
 # in any case.
-_QUICK_CHECK_BYTES = 256 * 2**20
+_INTEGRITY_CHECK_BYTES = 256 * 2**20
 _BUSY_SECONDS = 30.0
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -167,8 +168,8 @@ class ItemStore:
             writer = _connect(path)
             try:
                 meta = _read_meta(path, writer)
-                if path.stat().st_size <= _QUICK_CHECK_BYTES:
-                    verdict = writer.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if path.stat().st_size <= _INTEGRITY_CHECK_BYTES:
+                    verdict = writer.execute("PRAGMA integrity_check(1)").fetchone()[0]
                     if verdict != "ok":
                         raise sqlite3.DatabaseError(verdict)
                 reader = _connect(path)
@@ -356,12 +357,16 @@ class ItemStore:
                 raise self._corrupt(f"the vector with label {label} was altered")
         places = {row[0]: place for place, row in enumerate(rows)}
         postings: list[list[str]] = [[] for _ in rows]
-        for item, label, metadata, sequence, checksum in self._reader.execute(
-            "SELECT id, label, metadata, sequence, checksum FROM items WHERE medium = ? ORDER BY id", (medium,)
+        before = ""
+        for stored, item, label, metadata, sequence, checksum in self._reader.execute(
+            "SELECT medium, id, label, metadata, sequence, checksum FROM items WHERE medium = ? ORDER BY id", (medium,)
         ):
-            if label not in places or checksum != _checksum(medium, item, label, metadata, sequence):
+            # In a damaged tree a scan can meet rows out of order, which a look-up by id would then miss.
+            sound = stored == medium and label in places and isinstance(item, str) and item > before
+            if not sound or checksum != _checksum(medium, item, label, metadata, sequence):
                 raise self._corrupt(f"the {medium} item {item!r} was altered")
             postings[places[label]].append(item)
+            before = item
         matrix = np.frombuffer(b"".join(row[2] for row in rows), dtype=np.float32)
         return Contents(
             labels=np.array(list(places), dtype=np.int64),
@@ -371,12 +376,6 @@ class ItemStore:
 
     def _corrupt(self, what: str) -> IndexCorruptError:
         return _corrupt(self.path, what)
-
-
-def shown(ids: Sequence[str]) -> str:
-    """Ids for an error message, the first ten of them."""
-    more = f" and {len(ids) - 10:,} more" if len(ids) > 10 else ""
-    return ", ".join(map(repr, ids[:10])) + more
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -16,6 +16,8 @@ from dckt.errors import ItemError
 
 Float32Array: TypeAlias = NDArray[np.float32]
 
+_CHUNK = 8192
+
 
 def float32_error(dimension: int) -> float:
     """How far apart two float32 products of the same two unit vectors can be, whatever the order of summation.
@@ -45,23 +47,24 @@ def unit_rows(vectors: ArrayLike, *, dimension: int) -> tuple[Float32Array, dict
         raise ItemError(f"vectors have dtype {array.dtype}; expected float32 (float16 and float64 are converted)")
     if array.ndim != 2 or array.shape[1] != dimension:
         raise ItemError(f"vectors have shape {array.shape}; expected (N, {dimension}), one vector a row")
-    wide = array.astype(np.float64)
-    # Scaling by the largest number first keeps the squares of tiny and of huge rows inside float64.
-    largest = np.abs(wide).max(axis=1, initial=0.0)
-    finite = np.isfinite(largest)
-    usable = finite & (largest > 0)
-    wide = wide / np.where(usable, largest, 1.0)[:, None]
-    rows = wide / np.where(usable, np.linalg.norm(np.where(usable[:, None], wide, 1.0), axis=1), 1.0)[:, None]
-    faults = {
-        int(row): (
-            "every number of the vector is 0, so it has no direction"
-            if finite[row]
-            else "the vector holds a number that is not finite"
-        )
-        for row in np.flatnonzero(~usable)
-    }
-    # Adding 0 turns -0.0 into 0.0, so that equal vectors have equal bytes.
-    return np.ascontiguousarray(rows, dtype=np.float32) + np.float32(0), faults
+    rows = np.empty(array.shape, dtype=np.float32)
+    faults: dict[int, str] = {}
+    for start in range(0, len(array), _CHUNK):
+        part = array[start : start + _CHUNK].astype(np.float64)
+        # Dividing by the largest number first keeps the squares of tiny and of huge rows inside float64.
+        largest = np.abs(part).max(axis=1)
+        usable = np.isfinite(largest) & (largest > 0)
+        part[~usable] = 1.0
+        part /= np.where(usable, largest, 1.0)[:, None]
+        # Adding 0 turns -0.0 into 0.0, so that equal vectors have equal bytes.
+        rows[start : start + _CHUNK] = part / np.linalg.norm(part, axis=1, keepdims=True) + 0.0
+        for row in np.flatnonzero(~usable).tolist():
+            faults[start + row] = (
+                "every number of the vector is 0, so it has no direction"
+                if largest[row] == 0
+                else "the vector holds a number that is not finite"
+            )
+    return rows, faults
 
 
 def normalised(vectors: ArrayLike, *, dimension: int, names: Sequence[str]) -> Float32Array:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dckt.errors import ConfigError, ImageError
 
@@ -29,6 +29,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Above this Pillow itself warns, and above twice this it refuses.
 MOST_PIXELS = 89_478_485
+# What turns a picture of each EXIF orientation upright; 1 is upright already.
+_TURNS: Mapping[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +165,7 @@ def _to_rgb(image: Image.Image, name: str, limit: int) -> Image.Image:
     _check_size(*image.size, name, limit)
     if image.mode == "F":
         raise ImageError(f"{name}: has floating-point pixels of unknown range; save it with 8 or 16 bits")
-    upright = ImageOps.exif_transpose(image)
+    upright = _upright(image)
     if upright.mode.startswith("I"):
         # convert("RGB") would clip 16-bit grey to white; 65535 is to become 255 (257 is odd: no halves).
         grey = np.asarray(upright).clip(0, 65535).astype(np.uint32)
@@ -165,6 +175,16 @@ def _to_rgb(image: Image.Image, name: str, limit: int) -> Image.Image:
         white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layered).convert("RGB")
     return upright.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As ``ImageOps.exif_transpose``, which also rewrites the EXIF and fails on odd tags that have no say here."""
+    image.load()
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # noqa: BLE001 - damaged EXIF raises as many kinds of error as damaged pixels
+        return image  # the pixels are whole, and nothing says that they lie otherwise
+    return image if turn is None else image.transpose(turn)
 
 
 def _check_size(width: int, height: int, name: str, limit: int) -> None:

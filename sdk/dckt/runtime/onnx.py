@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from dckt.errors import BundleCorruptError, ConfigError, ItemError, ProviderError
-from dckt.runtime.providers import CPU, CUDA, Provider, explain_no_cuda, preload_cuda, resolve_providers
+from dckt.runtime.providers import CPU, CUDA, Provider, explain_no_cuda, preload_cuda, quiet, resolve_providers
 
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(int64)": np.int64, "tensor(float)": np.float32}
 # Every failure below comes as an exception, so ONNX Runtime need not print it too.
@@ -76,10 +76,11 @@ class OnnxEncoder:
         if providers[0][0] == CUDA:
             reason = preload_cuda()
             try:
-                session = _session(graph, providers, threads)
+                with quiet(device):
+                    session = _session(graph, providers, threads)
             # ONNX Runtime raises many types here, and none of them is for a device that is not there.
             except Exception as error:  # noqa: BLE001
-                reason = f"{error} {reason}"
+                reason = f"{error}; {reason}"
                 session = _cpu_session(graph, threads)
         else:
             session = _cpu_session(graph, threads)

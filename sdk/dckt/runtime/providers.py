@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -46,12 +48,27 @@ def resolve_providers(device: str) -> tuple[Provider, ...]:
 
 def preload_cuda() -> str:
     """Loads CUDA and cuDNN as pip installed them, off the search path; returns what could not be loaded."""
-    if not hasattr(onnxruntime, "preload_dlls"):  # before 1.21
-        return ""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"there is no NVIDIA driver ({error})"
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # it prints what it cannot load
-        onnxruntime.preload_dlls()
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(printed):  # it prints what it cannot load
+            onnxruntime.preload_dlls()
     return " ".join(printed.getvalue().split())
+
+
+@contextlib.contextmanager
+def quiet(device: str) -> Iterator[None]:
+    """Keeps ONNX Runtime from printing that CUDA did not attach, where that is no failure: under ``"auto"``."""
+    if device == "auto":
+        onnxruntime.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        if device == "auto":
+            onnxruntime.set_default_logger_severity(2)  # what it starts with; there is no way to ask
 
 
 def explain_no_cuda(reason: str = "") -> str:

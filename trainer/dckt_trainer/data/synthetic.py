@@ -1,19 +1,21 @@
 """A synthetic pair of domains: pictures of patterned figures, and short texts about them.
 
-It needs no download, so it serves the demonstration and the tests. A picture shows one to four figures of one shape,
-texture and colour over a cluttered background; its text says the same in one of many ways. The class of a pair is a
-combination of the three, from which single pictures deviate now and then::
+It needs no download, so it serves demonstrations and tests. A picture shows one to four figures of one shape,
+texture and colour over a cluttered background; its text says so in one of many ways. The class of a pair is a
+combination of the three, from which single pictures deviate now and then. A pair of "yellow-checked-cross"::
 
-    label "red-striped-star"    text "a couple of sunburst badges in crimson, banded, beside a small teal mark"
+    We see a triad of saltires, mostly lemon and gingham, beside a small verdigris mark.
+    Chequered golden roods: three, ready to print.
 
-The words of labels never stand in a text. Every value of an attribute has several other words, so a class cannot be
-known from one word, and the words must be learnt to be the same. Source and target have no label in common, but every
-shape, texture and colour of the target occurs in the source: who has learnt the source knows how they look and what they
-are called, and needs only few pairs to learn the target's combinations.
+The words of labels never stand in a text. Every value of an attribute has several other words, and it must be
+learnt that they mean the same. Source and target have no label in common, but every shape, texture and colour of
+the target occurs in the source: who knows from the source how they look and what they are called needs only few
+pairs to learn the target's combinations.
 
-Reproducible: the same arguments give the same pixels and texts on every machine. Geometry is in integers, each pair has
-its own stream of random numbers, named by its id, and only ``random.Random.random`` is drawn from, whose sequence Python
-promises to keep. So more pairs of a class, or another split, leave the pairs that were there as they were.
+Reproducible: the same arguments give the same texts, and with the same Pillow the same pixels, on every machine.
+Geometry is in integers, each pair has its own stream of random numbers, and only ``random.Random.random`` is drawn
+from, whose sequence Python promises to keep. A pair's stream is named by its class, split and place, so more pairs of
+a class leave those that were there as they were.
 """
 
 from __future__ import annotations
@@ -39,64 +41,16 @@ T = TypeVar("T")
 Point: TypeAlias = tuple[int, int]
 Colour: TypeAlias = tuple[int, int, int]
 
-# The names make labels; texts use the other words only. Shapes: one figure, several.
-SHAPES: Mapping[str, Sequence[tuple[str, str]]] = {
-    "circle": (
-        ("disc", "discs"),
-        ("orb", "orbs"),
-        ("roundel", "roundels"),
-        ("ball", "balls"),
-        ("coin", "coins"),
-    ),
-    "square": (
-        ("box", "boxes"),
-        ("block", "blocks"),
-        ("tile", "tiles"),
-        ("quad", "quads"),
-        ("cube", "cubes"),
-    ),
-    "triangle": (
-        ("wedge", "wedges"),
-        ("pyramid", "pyramids"),
-        ("delta", "deltas"),
-        ("trigon", "trigons"),
-        ("cone", "cones"),
-    ),
-    "star": (
-        ("sunburst", "sunbursts"),
-        ("pentagram", "pentagrams"),
-        ("asterisk", "asterisks"),
-        ("sparkle", "sparkles"),
-        ("twinkle", "twinkles"),
-    ),
-    "cross": (
-        ("plus", "pluses"),
-        ("crucifix", "crucifixes"),
-        ("saltire", "saltires"),
-        ("rood", "roods"),
-        ("ankh", "ankhs"),
-    ),
-    "ring": (
-        ("hoop", "hoops"),
-        ("donut", "donuts"),
-        ("loop", "loops"),
-        ("annulus", "annuli"),
-        ("tyre", "tyres"),
-    ),
-    "crescent": (
-        ("sickle", "sickles"),
-        ("moon", "moons"),
-        ("lune", "lunes"),
-        ("croissant", "croissants"),
-        ("horn", "horns"),
-    ),
-    "arrow": (
-        ("pointer", "pointers"),
-        ("dart", "darts"),
-        ("cursor", "cursors"),
-        ("signpost", "signposts"),
-        ("bolt", "bolts"),
-    ),
+# The names make labels; texts use the other words only. Words for shapes: one figure, several.
+SHAPES: Mapping[str, Sequence[str]] = {
+    "circle": ("disc discs", "orb orbs", "roundel roundels", "ball balls", "coin coins"),
+    "square": ("box boxes", "block blocks", "tile tiles", "quad quads", "cube cubes"),
+    "triangle": ("wedge wedges", "pyramid pyramids", "delta deltas", "trigon trigons", "cone cones"),
+    "star": ("sunburst sunbursts", "pentagram pentagrams", "asterisk asterisks", "spark sparks", "twinkle twinkles"),
+    "cross": ("plus pluses", "crucifix crucifixes", "saltire saltires", "rood roods", "ankh ankhs"),
+    "ring": ("hoop hoops", "donut donuts", "loop loops", "annulus annuli", "tyre tyres"),
+    "crescent": ("sickle sickles", "moon moons", "lune lunes", "croissant croissants", "horn horns"),
+    "arrow": ("pointer pointers", "dart darts", "cursor cursors", "signpost signposts", "bolt bolts"),
 }
 TEXTURES: Mapping[str, Sequence[str]] = {
     "plain": ("solid", "uniform", "unpatterned", "flat", "even"),
@@ -122,11 +76,11 @@ COUNTS: Mapping[int, Sequence[str]] = {
     3: ("three", "a trio of", "a triad of", "triple"),
     4: ("four", "a quartet of", "a foursome of", "two pairs of"),
 }
-GENERAL = (("figure", "figures"), ("item", "items"), ("motif", "motifs"))  # where the shape is not told
+GENERAL = ("figure figures", "item items", "motif motifs")  # where the shape is not told
 SENTENCES = (
     "{count} {adjectives} {noun}",
     "{count} {noun}, {both}",
-    "{count} {noun} with a {adjectives} finish",
+    "{count} {noun} in {both}",
     "{both}: {count} {noun}",
     "we see {count} {noun}, mostly {both}",
     "here come {count} {adjectives} {noun}",
@@ -153,7 +107,7 @@ CLAUSES = (
 )
 GROUNDS = ("pale", "misty", "dusky", "bright", "faded", "chalky")
 
-CONSTANCY = 0.9  # how often an attribute of a picture is that of its class
+CONSTANCY = 0.95  # how often an attribute of a picture is that of its class
 SILENCE = 0.25  # how often a text leaves one attribute out
 SUPERSAMPLING = 2  # pictures are drawn so many times larger and averaged down
 
@@ -191,19 +145,19 @@ def write_synthetic(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, Path]:
-    """Writes the corpora ``root/source`` and ``root/target``, whole or not at all.
+    """Writes the corpora ``root/source`` and ``root/target``, each whole or not at all.
 
     Args:
         root: folder of the two corpora; made where it is missing.
         seed: another seed, other classes, pictures and texts.
         source_classes: labels of the source.
-        source_pairs_per_class: train pairs of each; a tenth as many are added for val, and for test (at least one).
+        source_pairs_per_class: train pairs of each; a tenth as many, at least one, are added for val and for test.
         target_classes: labels of the target.
         target_pairs_per_class: train pairs of each.
         val_pairs_per_class: val pairs of each label of the target.
         test_pairs_per_class: test pairs of each label of the target.
         side: side of the square pictures, in pixels.
-        force: replace ``root/source`` and ``root/target`` where they exist.
+        force: replace corpora that are there already.
         progress: called with (pairs written, pairs in all).
 
     Returns:
@@ -211,7 +165,8 @@ def write_synthetic(
 
     Raises:
         ConfigError: a size out of its range, or more classes than there are combinations.
-        CorpusError: one of the two folders exists already, or cannot be written.
+        CorpusError: one of the two folders exists already and ``force`` is not set, or it is no corpus, or it
+            cannot be written.
     """
     tenth = max(1, source_pairs_per_class // 10)
     sizes = {
@@ -220,37 +175,36 @@ def write_synthetic(
     }
     _check_sizes(source_classes, target_classes, sizes, side)
     classes = dict(zip(sizes, _choose_classes(seed, source_classes, target_classes), strict=True))
-    total = sum(len(classes[domain]) * sum(sizes[domain].values()) for domain in sizes)
-    done = 0
+    plan = [
+        (domain, number, look, split, place)
+        for domain in sizes
+        for number, look in enumerate(classes[domain])
+        for split, size in sizes[domain].items()
+        for place in range(size)
+    ]
     folders = {domain: Path(root) / domain for domain in sizes}
+    for folder in folders.values():
+        if folder.exists() and not force:
+            raise CorpusError(f"{folder}: exists already; give another folder, or replace it with force")
+        if folder.exists() and not (folder / "pairs.jsonl").is_file():
+            raise CorpusError(f"{folder}: exists and is no corpus, so it is not replaced; give another folder")
+    rows: dict[str, list[dict[str, str]]] = {domain: [] for domain in sizes}
     try:
         with ExitStack() as stack:
-            partial = {name: stack.enter_context(atomic_folder(f, force=force)) for name, f in folders.items()}
-            for domain, folder in partial.items():
+            new = {domain: stack.enter_context(atomic_folder(f, force=force)) for domain, f in folders.items()}
+            for folder in new.values():
                 (folder / "images").mkdir()
-                rows = []
-                for number, typical in enumerate(classes[domain]):
-                    for split, size in sizes[domain].items():
-                        for place in range(size):
-                            key = f"{domain}-{number:03}-{split}-{place:03}"
-                            image, text = _pair(_Stream(f"{seed}/{typical.label}/{split}/{place}"), typical, side)
-                            image.save(folder / "images" / f"{key}.png")
-                            rows.append(
-                                {
-                                    "id": key,
-                                    "image": f"images/{key}.png",
-                                    "text": text,
-                                    "label": typical.label,
-                                    "split": split,
-                                }
-                            )
-                            done += 1
-                            if progress:
-                                progress(done, total)
-                manifest = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (folder / "pairs.jsonl").write_text(manifest, encoding="utf-8")
-    except FileExistsError as error:
-        raise CorpusError(f"{error}; give another folder, or replace it with force") from error
+            for done, (domain, number, look, split, place) in enumerate(plan, start=1):
+                picture, text = _pair(_Stream(f"{seed}/{look.label}/{split}/{place}"), look, side)
+                key = f"{domain}-{number:03}-{split}-{place:04}"
+                image = f"images/{key}.png"
+                picture.save(new[domain] / image)
+                rows[domain].append({"id": key, "image": image, "text": text, "label": look.label, "split": split})
+                if progress:
+                    progress(done, len(plan))
+            for domain, folder in new.items():
+                lines = "".join(json.dumps(row) + "\n" for row in rows[domain])
+                (folder / "pairs.jsonl").write_text(lines, encoding="utf-8")
     except OSError as error:
         raise CorpusError(f"{root}: the corpora cannot be written ({error})") from error
     return folders["source"], folders["target"]
@@ -301,8 +255,8 @@ def _choose_classes(seed: int, sources: int, targets: int) -> tuple[list[Look], 
     unseen = [look for look in free if look not in source and known.issuperset(look.values)]
     if len(unseen) < targets:
         raise ConfigError(
-            f"{sources} source classes leave {len(unseen)} other combinations of their colours, textures and shapes; "
-            f"target_classes is {targets}; lower it, or change source_classes"
+            f"{sources} source classes leave {len(unseen)} other combinations of their colours, textures and "
+            f"shapes; target_classes is {targets}; lower it, or change source_classes"
         )
     return source, _balanced(unseen, targets)
 
@@ -323,24 +277,21 @@ def _pair(stream: _Stream, typical: Look, side: int) -> tuple[Image.Image, str]:
     """One pair of the class."""
     names = (list(COLOURS), list(TEXTURES), list(SHAPES))
     look = Look(
-        *(
-            value if stream.chance(CONSTANCY) else stream.pick(others)
-            for value, others in zip(typical.values, names, strict=True)
-        )
+        *(v if stream.chance(CONSTANCY) else stream.pick(n) for v, n in zip(typical.values, names, strict=True))
     )
     # Beside the figures stands a little something of another colour and shape.
-    other = Look(
-        *(
-            stream.pick([name for name in others if name != value])
-            for value, others in zip(look.values, names, strict=True)
-        )
-    )
+    other = Look(*(stream.pick([v for v in n if v != own]) for own, n in zip(look.values, names, strict=True)))
     count = stream.pick(list(COUNTS))
     return _picture(stream, look, other, count, side), _text(stream, look, other, count)
 
 
 def _text(stream: _Stream, look: Look, other: Look, count: int) -> str:
-    """A text about so many figures; it may keep silent about one attribute."""
+    """Two captions of a picture, a line each."""
+    return "\n".join(_caption(stream, look, other, count) for _ in range(2))
+
+
+def _caption(stream: _Stream, look: Look, other: Look, count: int) -> str:
+    """A sentence about so many figures; it may keep silent about one attribute, and says other things too."""
     silent = stream.pick(["colour", "texture", "shape"]) if stream.chance(SILENCE) else ""
     adjectives = stream.shuffled(
         [
@@ -348,22 +299,19 @@ def _text(stream: _Stream, look: Look, other: Look, count: int) -> str:
             *([] if silent == "texture" else [stream.pick(TEXTURES[look.texture])]),
         ]
     )
-    noun = stream.pick(GENERAL if silent == "shape" else SHAPES[look.shape])[count > 1]
+    noun = stream.pick(GENERAL if silent == "shape" else SHAPES[look.shape]).split()[count > 1]
     sentence = stream.pick(SENTENCES).format(
-        count=stream.pick(COUNTS[count]),
-        adjectives=" ".join(adjectives),
-        both=" and ".join(adjectives),
-        noun=noun,
+        count=stream.pick(COUNTS[count]), adjectives=" ".join(adjectives), both=" and ".join(adjectives), noun=noun
     )
     clauses = [
         clause.format(
             colour=stream.pick(COLOURS[other.colour][1]),
             texture=stream.pick(TEXTURES[other.texture]),
-            shape=stream.pick(SHAPES[other.shape])[0],
+            shape=stream.pick(SHAPES[other.shape]).split()[0],
             ground=stream.pick(GROUNDS),
             number=stream.between(1, 99),
         )
-        for clause in stream.shuffled(CLAUSES)[: stream.between(1, 3)]
+        for clause in stream.shuffled(CLAUSES)[: stream.between(1, 2)]
     ]
     parts = [sentence, *clauses] if stream.chance(0.7) else [clauses[0], sentence, *clauses[1:]]
     return ", ".join(parts).capitalize() + "."
@@ -494,7 +442,7 @@ _OUTLINES: Mapping[str, Sequence[Point]] = {
 
 
 def _mask(shape: str, half: int, radius: int, angle: int) -> Image.Image:
-    """The figure in white on black, 2 * half pixels a side."""
+    """A figure of that radius in white on black, 2 * half pixels a side."""
     mask = Image.new("L", (2 * half, 2 * half))
     draw = ImageDraw.Draw(mask)
 

@@ -1,0 +1,205 @@
+"""The retrieval gate: does the exported model rank as the PyTorch model does?
+
+Shape letters: N pairs, D width of a representation. A bound on the largest difference says little: 1e-4 may be
+nothing, or may turn rankings over. So vectors are compared by direction, row by row, and rankings by MAP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dckt.errors import ParityError
+from dckt.metrics import MAPResult, cross_media_map
+
+Vectors = Mapping[str, NDArray[np.float32]]
+
+TOP = 10
+WORST = 5
+# Shorter than this share of its medium's median, a vector is rounding error around zero and has no direction.
+NEAR_ZERO = 1e-6
+# Scores this close tie: float32 cannot tell them apart.
+NEAR_TIE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediumParity:
+    """How close the vectors of one medium are.
+
+    Attributes:
+        rows: N.
+        cosine_min: of each PyTorch vector with its exported one: the smallest,
+        cosine_p1: the first percentile,
+        cosine_median: and the median.
+        max_difference: the largest absolute difference of two numbers.
+        worst: ids of the rows with the smallest cosine, and that cosine.
+    """
+
+    rows: int
+    cosine_min: float
+    cosine_p1: float
+    cosine_median: float
+    max_difference: float
+    worst: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingParity:
+    """How close the rankings of one direction are.
+
+    Attributes:
+        map_torch: MAP of the PyTorch model.
+        map_onnx: MAP of the exported model.
+        top10_overlap: mean share of the exported model's first ten that belong to PyTorch's first ten, near ties
+            with the tenth included.
+    """
+
+    map_torch: float
+    map_onnx: float
+    top10_overlap: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One representation of both models, compared.
+
+    Attributes:
+        media: by medium, ``image`` and ``text``.
+        directions: by direction, ``image_to_text`` and ``text_to_image``.
+    """
+
+    media: Mapping[str, MediumParity]
+    directions: Mapping[str, RankingParity]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What an exported model must keep.
+
+    Attributes:
+        cosine_min: every row's cosine is at least this.
+        map_change: MAP of each direction changes by less than this.
+    """
+
+    cosine_min: float
+    map_change: float
+
+
+FP32 = Thresholds(cosine_min=0.9999, map_change=0.0005)
+
+
+def measure(torch: Vectors, onnx: Vectors, labels: Sequence[str], ids: Sequence[str]) -> Parity:
+    """Compares the vectors of the same pairs from two models.
+
+    Args:
+        torch: (N, D) of ``image`` and of ``text``, from PyTorch.
+        onnx: likewise, from the exported model.
+        labels: N labels.
+        ids: N ids, to name rows by.
+
+    Raises:
+        ParityError: the shapes differ, or a number is not finite.
+    """
+    for medium in ("image", "text"):
+        for name, vectors in (("the PyTorch model", torch[medium]), ("the exported model", onnx[medium])):
+            _check_finite(f"{name}, {medium}", vectors, ids)
+        if torch[medium].shape != onnx[medium].shape:
+            raise ParityError(
+                f"{medium}: the exported model gives {onnx[medium].shape}, the PyTorch model {torch[medium].shape}"
+            )
+    before, after = (cross_media_map(model["image"], model["text"], labels) for model in (torch, onnx))
+    return Parity(
+        media={medium: _medium(torch[medium], onnx[medium], ids) for medium in ("image", "text")},
+        directions={
+            "image_to_text": _direction(before.image_to_text, after.image_to_text, torch, onnx, "image", "text"),
+            "text_to_image": _direction(before.text_to_image, after.text_to_image, torch, onnx, "text", "image"),
+        },
+    )
+
+
+def check(parity: Mapping[str, Parity], thresholds: Thresholds = FP32) -> None:
+    """Refuses an exported model that does not keep to the thresholds.
+
+    Args:
+        parity: by the name of the representation.
+        thresholds: what is to be kept.
+
+    Raises:
+        ParityError: lists all that was not kept, with figures and the worst rows.
+    """
+    failures = [line for name, one in parity.items() for line in _failures(name, one, thresholds)]
+    if failures:
+        raise ParityError(
+            "\n  ".join(["the exported model differs from the PyTorch model; nothing was written:", *failures])
+            + "\ntry another --opset; if it stays so, it is a defect of the export"
+        )
+
+
+def _failures(name: str, parity: Parity, thresholds: Thresholds) -> list[str]:
+    lines = []
+    for medium, one in parity.media.items():
+        if one.cosine_min < thresholds.cosine_min:
+            worst = ", ".join(f"{row} ({cosine:.6f})" for row, cosine in one.worst)
+            lines.append(
+                f"{name}, {medium}: cosine of {one.rows} rows down to {one.cosine_min:.6f} (median "
+                f"{one.cosine_median:.6f}), expected at least {thresholds.cosine_min}; worst rows: {worst}"
+            )
+    for direction, ranking in parity.directions.items():
+        change = ranking.map_onnx - ranking.map_torch
+        if abs(change) >= thresholds.map_change:
+            lines.append(
+                f"{name}, {direction.replace('_', ' ')}: MAP {ranking.map_torch:.4f} became {ranking.map_onnx:.4f} "
+                f"({change:+.4f}), expected a change below {thresholds.map_change}; "
+                f"overlap of the top {TOP}: {ranking.top10_overlap:.3f}"
+            )
+    return lines
+
+
+def _check_finite(name: str, vectors: NDArray[np.float32], ids: Sequence[str]) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if bad.size:
+        shown = ", ".join(ids[row] for row in bad[:WORST])
+        raise ParityError(f"{name}: numbers that are not finite in {bad.size} of {len(ids)} rows, first {shown}")
+
+
+def _medium(torch: NDArray[np.float32], onnx: NDArray[np.float32], ids: Sequence[str]) -> MediumParity:
+    cosines = _cosines(torch.astype(np.float64), onnx.astype(np.float64))
+    worst = np.argsort(cosines, kind="stable")[:WORST]
+    return MediumParity(
+        rows=len(ids),
+        cosine_min=float(cosines.min()),
+        cosine_p1=float(np.percentile(cosines, 1)),
+        cosine_median=float(np.median(cosines)),
+        max_difference=float(np.abs(torch.astype(np.float64) - onnx).max()),
+        worst=tuple((ids[row], float(cosines[row])) for row in worst),
+    )
+
+
+def _cosines(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cosine of each row of both, at most 1; of two zero vectors 1, of one with another vector 0."""
+    norms = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
+    zero = NEAR_ZERO * np.median(norms[0])
+    both, either = np.maximum(*norms) <= zero, np.minimum(*norms) <= zero
+    product = np.where(either, 1.0, norms[0] * norms[1])
+    cosines: NDArray[np.float64] = np.minimum((left * right).sum(axis=1) / product, 1.0)
+    return np.where(both, 1.0, np.where(either, 0.0, cosines))
+
+
+def _direction(
+    before: MAPResult, after: MAPResult, torch: Vectors, onnx: Vectors, queries: str, items: str
+) -> RankingParity:
+    scores = _unit(torch[queries]) @ _unit(torch[items]).T
+    ranked = np.argsort(-(_unit(onnx[queries]) @ _unit(onnx[items]).T), axis=1, kind="stable")[:, :TOP]
+    tenth = -np.sort(-scores, axis=1)[:, ranked.shape[1] - 1]
+    kept = np.take_along_axis(scores, ranked, axis=1) >= tenth[:, None] - NEAR_TIE
+    return RankingParity(map_torch=before.map, map_onnx=after.map, top10_overlap=float(kept.mean()))
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    rows = vectors.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float64] = rows / np.where(norms > 0, norms, 1)
+    return unit

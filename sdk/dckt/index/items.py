@@ -1,0 +1,62 @@
+"""Checks ids and metadata before anything is stored."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dckt.errors import ItemError
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Refuses ids that cannot be stored.
+
+    Raises:
+        ItemError: an id is no text, empty, not Unicode, or given twice; each is named.
+    """
+    bad = [item for item in ids if not is_id(item)]
+    if bad:
+        raise ItemError(
+            f"{len(bad)} ids are no texts, empty or not Unicode: {shown(list(map(str, bad)))}; "
+            "expected one text for each item"
+        )
+    twice = sorted(item for item, times in Counter(ids).items() if times > 1)
+    if twice:
+        raise ItemError(f"{len(twice)} ids were given more than once: {shown(twice)}; give each item its own")
+
+
+def dump_metadata(ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """Metadata as JSON, a text for each id.
+
+    Raises:
+        ItemError: not one mapping for each id, or one that JSON cannot hold; its id is named.
+    """
+    if metadata is None:
+        return ["{}"] * len(ids)
+    if len(metadata) != len(ids):
+        raise ItemError(f"{len(ids)} ids came with {len(metadata)} metadata; expected one for each")
+    texts = []
+    for item, value in zip(ids, metadata, strict=True):
+        if not isinstance(value, Mapping):
+            raise ItemError(f"the metadata of {item!r} is a {type(value).__name__}; expected a mapping")
+        try:
+            texts.append(json.dumps(dict(value), allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ItemError(f"the metadata of {item!r} cannot be stored as JSON ({error})") from error
+    return texts
+
+
+def shown(ids: Sequence[str]) -> str:
+    """Ids for an error message, the first ten of them."""
+    more = f" and {len(ids) - 10:,} more" if len(ids) > 10 else ""
+    return ", ".join(map(ascii, ids[:10])) + more
+
+
+def is_id(item: object) -> bool:
+    """Whether something can be an id: a text of Unicode, not empty."""
+    try:
+        return isinstance(item, str) and bool(item.encode())
+    except UnicodeEncodeError:  # half a surrogate pair, as in a file name that is not UTF-8
+        return False

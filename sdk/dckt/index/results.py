@@ -1,0 +1,76 @@
+"""What an index answers: hits, and what it tells about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One item that was found.
+
+    Attributes:
+        id: the item's id.
+        score: cosine similarity with the query, -1 to 1; higher is better.
+        medium: ``image`` or ``text``.
+        metadata: what was stored with the item.
+    """
+
+    id: str
+    score: float
+    medium: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediumInfo:
+    """The state of one medium of an index.
+
+    Attributes:
+        items: how many items.
+        unique_vectors: how many different vectors they have.
+        search: ``exact`` or ``hnsw``: how the next search goes.
+        in_graph: how many of the unique vectors the graph covers; the others are searched exactly.
+        ef: effort of a search in the graph, or None.
+        recall_at_10: against exact search, measured when the graph was last built, or None where none was built. A
+            figure below the target with ``search`` at ``exact`` means that the graph was not good enough and is not
+            used.
+    """
+
+    items: int
+    unique_vectors: int
+    search: str
+    in_graph: int
+    ef: int | None
+    recall_at_10: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexInfo:
+    """The state of an index.
+
+    Attributes:
+        path: its folder.
+        format_version: of the folder.
+        model_id: of the model that made the vectors.
+        representation: which output of that model they are.
+        dimension: their width D.
+        kind: how it was asked to search: ``auto``, ``exact`` or ``hnsw``.
+        created: when, ISO 8601 with time zone.
+        sequence: how many commits changed it so far.
+        bytes: of all of its files.
+        media: by name.
+    """
+
+    path: str
+    format_version: int
+    model_id: str
+    representation: str
+    dimension: int
+    kind: str
+    created: str
+    sequence: int
+    bytes: int
+    media: Mapping[str, MediumInfo]

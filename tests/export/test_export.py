@@ -1,0 +1,336 @@
+"""From a run to a bundle that ranks as the run's model does, or to nothing."""
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from onnx import numpy_helper
+
+from dckt import __version__
+from dckt.bundle import Bundle
+from dckt.errors import BundleError, ConfigError, CorpusError, ParityError, RunError
+from dckt.metrics import cross_media_map
+from dckt.preprocessing import image_batch, token_batch
+from dckt.runtime.onnx import OnnxEncoder
+from dckt_export import export as export_module
+from dckt_export.export import export_bundle
+from dckt_trainer.config import dump_config
+from dckt_trainer.encoders import encode
+
+
+@pytest.fixture(scope="module")
+def bundle(finished_run, tmp_path_factory):
+    """Exported once, with every default. Do not write into it."""
+    return export_bundle(finished_run, tmp_path_factory.mktemp("bundles") / "colours.dckt")
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def served(bundle, pairs, output):
+    """Vectors of pairs as an application gets them: from the bundle alone."""
+    spec, vocabulary = bundle.manifest.text, bundle.vocabulary
+    pixels = image_batch([pair.image for pair in pairs], bundle.manifest.image)
+    tokens = token_batch([vocabulary.encode(pair.text, spec, allow_unknown=True) for pair in pairs])
+    with (
+        OnnxEncoder.open(bundle.graph("image"), output=output, device="cpu") as image,
+        OnnxEncoder.open(bundle.graph("text"), output=output, device="cpu") as text,
+    ):
+        return {"image": image.run(pixels), "text": text.run(tokens)}
+
+
+def trained(model, pairs, output):
+    pixels = image_batch([pair.image for pair in pairs], model.trunk.spec)
+    tokens = token_batch([model.vocabulary.encode(pair.text, model.text, allow_unknown=True) for pair in pairs])
+    return {
+        "image": encode(model.image_encoder(), torch.from_numpy(pixels))[output].numpy(),
+        "text": encode(model.text_encoder(), torch.from_numpy(tokens))[output].numpy(),
+    }
+
+
+def cosines(left, right):
+    return [
+        float(a @ b / np.sqrt((a @ a) * (b @ b)))
+        for a, b in zip(left.astype(np.float64), right.astype(np.float64), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("output", ["probability", "fc9"])
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_bundle_ranks_as_the_model_does(bundle, model, corpus, output, split):
+    pairs = corpus.part(split)
+    expected, found = trained(model, pairs, output), served(Bundle.open(bundle.path), pairs, output)
+    for medium in ("image", "text"):
+        assert min(cosines(expected[medium], found[medium])) >= 0.9999
+    labels = [pair.label for pair in pairs]
+    before, after = (cross_media_map(each["image"], each["text"], labels) for each in (expected, found))
+    assert after.image_to_text.map == pytest.approx(before.image_to_text.map, abs=5e-4)
+    assert after.text_to_image.map == pytest.approx(before.text_to_image.map, abs=5e-4)
+    assert before.average > 0.4  # chance is 0.2: the rankings mean something
+
+
+def test_a_bundle_says_what_it_is(bundle, model, config):
+    manifest = bundle.manifest
+    assert sorted(manifest.files) == ["image.onnx", "text.onnx", "vocabulary.txt"]
+    assert manifest.representation == "probability"
+    assert manifest.dimensions == {"probability": 5, "fc9": 16}
+    assert manifest.labels == model.labels
+    assert (manifest.image, manifest.text) == (model.trunk.spec, model.text)
+    assert bundle.vocabulary == model.vocabulary
+    assert manifest.produced_by["dckt"] == __version__
+    assert manifest.produced_by["torch"] == torch.__version__.partition("+")[0]
+    assert manifest.produced_by.keys() >= {"onnx", "onnxscript", "onnxruntime"}
+    assert (manifest.produced_by["opset"], manifest.produced_by["seed"]) == ("20", "3")
+    assert len(manifest.produced_by["config_sha256"]) == 64
+
+
+def test_a_bundle_keeps_what_was_measured(bundle, model, corpus):
+    measured = bundle.manifest.measured
+    assert measured["pairs"] == {"corpus": "colours", "split": "val", "count": 30}
+    assert measured["thresholds"] == {"cosine_min": 0.9999, "map_change": 0.0005}
+    assert measured["test"] == {"pairs": 10, "image_to_text": 0.75, "text_to_image": 0.5, "average": 0.625}
+    pairs = corpus.part("val")
+    for output in ("probability", "fc9"):
+        expected, found = trained(model, pairs, output), served(bundle, pairs, output)
+        for medium in ("image", "text"):
+            figures = measured["parity"][output]["media"][medium]
+            assert figures["rows"] == 30
+            assert figures["cosine_min"] == pytest.approx(min(cosines(expected[medium], found[medium])), abs=1e-6)
+            assert figures["max_difference"] <= 1e-4
+        result = cross_media_map(expected["image"], expected["text"], [pair.label for pair in pairs])
+        directions = measured["parity"][output]["directions"]
+        assert directions["image_to_text"]["map_torch"] == pytest.approx(result.image_to_text.map, abs=1e-3)
+        assert directions["text_to_image"]["map_torch"] == pytest.approx(result.text_to_image.map, abs=1e-3)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_configuration_has_another_hash_when_it_differs(bundle, run_copy, config, tmp_path):
+    text = dump_config(config).replace("seed = 3", "seed = 4")
+    (run_copy / "config.toml").write_text(text)
+    other = export_bundle(run_copy, tmp_path / "b.dckt", limit=2).manifest
+    assert other.produced_by["seed"] == "4"
+    assert other.produced_by["config_sha256"] != bundle.manifest.produced_by["config_sha256"]
+    assert other.model_id == bundle.manifest.model_id  # the model is the same
+
+
+def test_options_have_their_effect(bundle, finished_run, corpus, tmp_path):
+    other = tmp_path / "elsewhere"
+    shutil.copytree(corpus.root, other)
+    out = tmp_path / "b.dckt"
+    manifest = export_bundle(
+        finished_run, out, representation="fc9", pairs=other, split="test", limit=7, opset=21
+    ).manifest
+    assert manifest.representation == "fc9"
+    assert manifest.measured["pairs"] == {"corpus": "elsewhere", "split": "test", "count": 7}
+    assert manifest.produced_by["opset"] == "21"
+    assert manifest.model_id != bundle.manifest.model_id
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_limit_spreads_over_the_split(finished_run, tmp_path, monkeypatch):
+    compared = []
+    real = export_module.measure
+    monkeypatch.setattr(export_module, "measure", lambda *given: compared.append(given) or real(*given))
+    export_bundle(finished_run, tmp_path / "b.dckt", limit=5)
+    *_, labels, ids = compared[0]
+    # 30 pairs sorted by class, 6 of each: every sixth.
+    assert labels == ["blue", "green", "grey", "red", "yellow"]
+    assert ids == ["blue8", "green8", "grey8", "red8", "yellow8"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_progress_is_told(finished_run, tmp_path):
+    told = []
+
+    class Reporter:
+        def task(self, name, total):
+            from contextlib import nullcontext
+
+            return nullcontext(lambda count: told.append((name, total, count)))
+
+        def say(self, text):
+            raise AssertionError(text)
+
+    export_bundle(finished_run, tmp_path / "b.dckt", limit=20, reporter=Reporter())
+    assert told == [
+        *[("exporting graphs", 2, 1)] * 2,
+        ("comparing images", 20, 16),
+        ("comparing images", 20, 4),
+        ("comparing texts", 20, 16),
+        ("comparing texts", 20, 4),
+    ]
+
+
+def nothing_is_left(tmp_path, temporary_folder):
+    return list(temporary_folder.iterdir()) == [] and [path.name for path in tmp_path.iterdir()] == ["temporary"]
+
+
+def corrupt(graph, name):
+    """Turns the sign of one weight of a layer, the largest one."""
+    (tensor,) = (each for each in graph.graph.initializer if each.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    place = np.unravel_index(np.abs(values).argmax(), values.shape)
+    values[place] = -values[place]
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return graph
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("input_name", "medium"), [("pixels", "image"), ("tokens", "text")])
+def test_one_corrupt_weight_is_refused(finished_run, tmp_path, temporary_folder, monkeypatch, input_name, medium):
+    real = export_module.onnx_from_encoder
+
+    def spoilt(encoder, example, **options):
+        graph = real(encoder, example, **options)
+        return corrupt(graph, "network.fc9.linear.weight") if options["input_name"] == input_name else graph
+
+    monkeypatch.setattr(export_module, "onnx_from_encoder", spoilt)
+    with pytest.raises(
+        ParityError, match=rf"fc9, {medium}: cosine of 30 rows down to 0\.\d+ .* worst rows: \w+ \("
+    ) as e:
+        export_bundle(finished_run, tmp_path / "b.dckt")
+    other = {"image": "text", "text": "image"}[medium]
+    assert f"fc9, {other}: cosine" not in str(caught.value)
+    assert nothing_is_left(tmp_path, temporary_folder)
+
+
+@pytest.mark.usefixtures("quick")
+def test_numbers_that_are_not_finite_are_refused(finished_run, tmp_path, temporary_folder, monkeypatch):
+    real = export_module.onnx_from_encoder
+
+    def spoilt(encoder, example, **options):
+        graph = real(encoder, example, **options)
+        (tensor,) = (each for each in graph.graph.initializer if each.name == "network.fc9.linear.weight")
+        values = np.full_like(numpy_helper.to_array(tensor), np.nan)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        return graph
+
+    monkeypatch.setattr(export_module, "onnx_from_encoder", spoilt)
+    with pytest.raises(ParityError, match=r"image\.onnx, pairs blue8 to grey11: .*not finite"):
+        export_bundle(finished_run, tmp_path / "b.dckt")
+    assert nothing_is_left(tmp_path, temporary_folder)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("moment", ["exporting graphs", "comparing images", "comparing texts"])
+def test_an_interrupt_leaves_nothing(finished_run, tmp_path, temporary_folder, moment):
+    class Reporter:
+        def task(self, name, total):
+            from contextlib import nullcontext
+
+            def advance(count):
+                if name == moment:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            return nullcontext(advance)
+
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(finished_run, tmp_path / "b.dckt", reporter=Reporter())
+    assert nothing_is_left(tmp_path, temporary_folder)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_existing_bundle_stays_unless_forced(finished_run, bundle, tmp_path):
+    out = tmp_path / "b.dckt"
+    shutil.copytree(bundle.path, out)
+    with pytest.raises(BundleError, match=r"b\.dckt: exists already; .*--force"):
+        export_bundle(finished_run, out, representation="fc9")
+    assert Bundle.open(out).manifest.representation == "probability"
+    export_bundle(finished_run, out, representation="fc9", limit=3, force=True)
+    assert Bundle.open(out).manifest.representation == "fc9"
+    assert [path.name for path in tmp_path.iterdir()] == ["b.dckt"]
+
+
+def edit_facts(run, **changes):
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, **changes}))
+
+
+def test_an_unfinished_run_is_refused(run_copy, tmp_path):
+    edit_facts(run_copy, state="training")
+    with pytest.raises(RunError, match=r"has not finished .*dckt-train --resume"):
+        export_bundle(run_copy, tmp_path / "b.dckt")
+
+
+def test_a_run_of_a_newer_version_is_refused(run_copy, tmp_path):
+    edit_facts(run_copy, version=99)
+    with pytest.raises(RunError, match="run format 99"):
+        export_bundle(run_copy, tmp_path / "b.dckt")
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", "trunk.safetensors", "model.json", "vocabulary.txt"])
+def test_a_half_written_run_is_refused(run_copy, tmp_path, name):
+    (run_copy / "target" / name).unlink()
+    with pytest.raises(RunError, match=r"no whole model|cannot be read"):
+        export_bundle(run_copy, tmp_path / "b.dckt")
+    assert not (tmp_path / "b.dckt").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="not a run folder"):
+        export_bundle(tmp_path, tmp_path / "b.dckt")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_without_an_evaluation_is_exported(run_copy, tmp_path):
+    (run_copy / "evaluation.json").unlink()
+    assert "test" not in export_bundle(run_copy, tmp_path / "b.dckt", limit=2).manifest.measured
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_damaged_evaluation_is_refused(run_copy, tmp_path):
+    (run_copy / "evaluation.json").write_text('{"kept": "best"}')
+    with pytest.raises(RunError, match=r"evaluation\.json is not what dckt-train writes"):
+        export_bundle(run_copy, tmp_path / "b.dckt", limit=2)
+    assert not (tmp_path / "b.dckt").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_missing_corpus_asks_for_pairs(run_copy, corpus, tmp_path):
+    edit_facts(run_copy, target={"path": str(tmp_path / "gone"), "on_bad_pair": "raise"})
+    with pytest.raises(CorpusError, match=r"(?s)gone.*name it with --pairs"):
+        export_bundle(run_copy, tmp_path / "b.dckt")
+    edit_facts(run_copy, target={})
+    with pytest.raises(RunError, match=r"does not name the target corpus; name one with --pairs"):
+        export_bundle(run_copy, tmp_path / "b.dckt")
+    manifest = export_bundle(run_copy, tmp_path / "b.dckt", pairs=corpus.root, limit=2).manifest
+    assert manifest.measured["pairs"]["corpus"] == "colours"
+
+
+@pytest.mark.usefixtures("quick")
+def test_pairs_that_training_left_out_are_left_out_again(run_copy, corpus, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(corpus.root, damaged)
+    (damaged / "blue8.png").write_bytes(b"no picture")
+    edit_facts(run_copy, target={"path": str(damaged), "on_bad_pair": "skip"})
+    assert export_bundle(run_copy, tmp_path / "b.dckt").manifest.measured["pairs"]["count"] == 29
+
+
+def test_an_empty_split_is_refused(run_copy, corpus, tmp_path):
+    small = tmp_path / "small"
+    shutil.copytree(corpus.root, small)
+    rows = [line for line in (small / "pairs.jsonl").read_text().splitlines() if '"val"' not in line]
+    (small / "pairs.jsonl").write_text("\n".join(rows))
+    with pytest.raises(CorpusError, match="no val pairs to compare"):
+        export_bundle(run_copy, tmp_path / "b.dckt", pairs=small)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"representation": "fc8"}, "representation is 'fc8'; expected one of probability, fc9"),
+        ({"limit": 0}, "limit is 0"),
+        ({"split": "all"}, "split is 'all'"),
+        ({"opset": 12}, "opset is 12"),
+    ],
+)
+def test_settings_that_are_not_offered_are_refused(finished_run, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        export_bundle(finished_run, tmp_path / "b.dckt", **options)
+    assert list(tmp_path.iterdir()) == []

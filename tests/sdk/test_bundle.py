@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dckt.bundle import BUNDLE_VERSION, Bundle, write_bundle
+from dckt.errors import BundleCorruptError, BundleError, BundleVersionError
+from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
+
+VOCABULARY = Vocabulary.of(["red", "bag"])
+FILES: dict[str, Path | bytes] = {
+    "image.onnx": b"image graph",
+    "text.onnx": b"text graph",
+    "vocabulary.txt": VOCABULARY.dumps().encode(),
+}
+
+
+def write(destination: Path, **changes: Any) -> Bundle:
+    arguments: dict[str, Any] = {
+        "files": FILES,
+        "image": ImageSpec(side=8),
+        "text": TextSpec(),
+        "labels": ["bag", "shoe"],
+        "representation": "probability",
+        "dimensions": {"probability": 2, "fc9": 6},
+        "produced_by": {"dckt": "0.1.0"},
+        "measured": {"parity": {"cosine": 0.9999}},
+    }
+    return write_bundle(destination, **{**arguments, **changes})
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return content
+
+
+def resign(folder: Path, content: dict[str, Any]) -> None:
+    """Writes a manifest whose checksum is right, whatever else it says."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    signed = {**rest, "checksum": hashlib.sha256(canonical.encode()).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(signed))
+
+
+# --- writing and reading ------------------------------------------------------------------------------------------
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    source = tmp_path / "weights"
+    source.write_bytes(b"external data")
+    written = write(tmp_path / "shop.dckt", files={**FILES, "image.onnx.data": source})
+    bundle = Bundle.open(tmp_path / "shop.dckt")
+    assert bundle == written
+    assert bundle.path == tmp_path / "shop.dckt"
+    manifest = bundle.manifest
+    assert manifest.labels == ("bag", "shoe")
+    assert manifest.representation == "probability"
+    assert manifest.dimensions == {"probability": 2, "fc9": 6}
+    assert manifest.image == ImageSpec(side=8)
+    assert manifest.text == TextSpec()
+    assert manifest.produced_by == {"dckt": "0.1.0"}
+    assert manifest.measured == {"parity": {"cosine": 0.9999}}
+    assert manifest.files["image.onnx.data"].size == len(b"external data")
+    assert manifest.files["image.onnx"].sha256 == hashlib.sha256(b"image graph").hexdigest()
+    assert manifest.created.endswith("+00:00")
+    assert bundle.vocabulary == VOCABULARY
+    assert bundle.graph("image").read_bytes() == b"image graph"
+    assert bundle.graph("text").read_bytes() == b"text graph"
+    assert sorted(path.name for path in bundle.path.iterdir()) == sorted(["manifest.json", *FILES, "image.onnx.data"])
+
+
+def test_a_path_may_be_text(tiny_bundle: Path) -> None:
+    assert Bundle.open(str(tiny_bundle)) == Bundle.open(tiny_bundle)
+
+
+def test_moved_or_renamed_it_is_the_same_model(tmp_path: Path) -> None:
+    model_id = write(tmp_path / "a.dckt").manifest.model_id
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.dckt").rename(tmp_path / "elsewhere" / "b.dckt")
+    moved = Bundle.open(tmp_path / "elsewhere" / "b.dckt")
+    assert moved.manifest.model_id == model_id
+    assert moved.vocabulary == VOCABULARY
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {**FILES, "image.onnx": b"image grapH"}},
+        {"files": {**FILES, "text.onnx": b"text grapH"}},
+        {"files": {**FILES, "image.onnx.data": b"weights"}},
+        {"files": {**FILES, "vocabulary.txt": Vocabulary.of(["bag", "red"]).dumps().encode()}},
+        {"image": ImageSpec(side=9)},
+        {"image": ImageSpec(side=8, crop_share=1)},
+        {"image": ImageSpec(side=8, mean=(0, 0, 0))},
+        {"image": ImageSpec(side=8, std=(1, 1, 1))},
+        {"image": ImageSpec(side=8, max_pixels=100)},
+        {"text": TextSpec(max_tokens=5)},
+        {"representation": "fc9"},
+    ],
+    ids=str,
+)
+def test_all_that_decides_a_vector_decides_the_model_id(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert write(tmp_path / "a").manifest.model_id != write(tmp_path / "b", **change).manifest.model_id
+
+
+def test_what_does_not_decide_a_vector_does_not(tmp_path: Path) -> None:
+    change = {"labels": ["x", "y"], "produced_by": {}, "measured": {}}
+    assert write(tmp_path / "a").manifest.model_id == write(tmp_path / "b", **change).manifest.model_id
+
+
+def test_numbers_of_another_type_give_the_same_model_id(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", image=ImageSpec(mean=(0, 0, 0), crop_share=1))
+    b = write(tmp_path / "b", image=ImageSpec(mean=(0.0, 0.0, 0.0), crop_share=1.0))
+    assert a.manifest.model_id == b.manifest.model_id == Bundle.open(tmp_path / "a").manifest.model_id
+
+
+def test_measured_is_kept_as_json_keeps_it(tmp_path: Path) -> None:
+    measured = {9: (1, 2), 10: None, "né": "\ud800"}
+    write(tmp_path / "a", measured=measured)
+    assert Bundle.open(tmp_path / "a").manifest.measured == {"9": [1, 2], "10": None, "né": "\ud800"}
+
+
+# --- refusing to write --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files": {"image.onnx": b"", "text.onnx": b""}}, r"vocabulary\.txt"),
+        ({"files": {**FILES, "../x": b""}}, "no relative path"),
+        ({"files": {**FILES, "manifest.json": b"{}"}}, "written by the bundle itself"),
+        ({"files": {**FILES, "image.onnx": Path("/nowhere/image.onnx")}}, "cannot be written"),
+        ({"files": {**FILES, "vocabulary.txt": b"red\n"}}, "a vocabulary starts with"),
+        ({"files": {**FILES, "vocabulary.txt": b"\xff"}}, "cannot be read"),
+        ({"representation": "fc8"}, "'fc8' is none of"),
+        ({"dimensions": {"probability": 3}}, "2 labels for a probability of 3 columns"),
+        ({"dimensions": {"probability": 2, "fc9": 0}}, "at least 1"),
+        ({"labels": ["bag", "bag"]}, "twice"),
+        ({"labels": [1, 2]}, "labels"),
+        ({"measured": {"map": float("nan")}}, "finite"),
+        ({"measured": {"map": object()}}, "must be JSON"),
+        ({"produced_by": {"dckt": 1}}, "expected str"),
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_fit(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        write(tmp_path / "new", **change)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_is_kept_without_force_and_replaced_with_it(tmp_path: Path) -> None:
+    first = write(tmp_path / "a").manifest
+    with pytest.raises(BundleError, match="exists already"):
+        write(tmp_path / "a", representation="fc9")
+    assert Bundle.open(tmp_path / "a").manifest == first
+    write(tmp_path / "a", representation="fc9", force=True)
+    assert Bundle.open(tmp_path / "a").manifest.representation == "fc9"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_force_replaces_bundles_and_empty_folders_only(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty", force=True)
+    damaged = write(tmp_path / "damaged").path
+    (damaged / "manifest.json").write_text("{")
+    write(damaged, force=True)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text("{}")
+    (tmp_path / "file").write_text("mine")
+    for mine in ("web", "file"):
+        with pytest.raises(BundleError, match="is no bundle"):
+            write(tmp_path / mine, force=True)
+    assert (tmp_path / "web" / "manifest.json").read_text() == "{}"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_disk_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(BundleError, match="No space left"):
+        write(tmp_path / "a", files={**FILES, "image.onnx": tmp_path / "x"})
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- refusing to open ---------------------------------------------------------------------------------------------
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text('{"name": "a web page"}')
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "manifest.json").write_text("[]")
+    for name in ("missing", "file", ".", "other", "list"):
+        with pytest.raises(BundleError) as caught:
+            Bundle.open(tmp_path / name)
+        assert type(caught.value) is BundleError
+
+
+@pytest.mark.parametrize("name", ["image.onnx", "text.onnx", "vocabulary.txt"])
+def test_damaged_file(tiny_bundle_copy: Path, name: str) -> None:
+    file = tiny_bundle_copy / name
+    whole = file.read_bytes()
+    generator = random.Random(name)
+    for _ in range(40):
+        place = generator.randrange(len(whole))
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << generator.randrange(8)
+        for damaged in (whole[:place], bytes(flipped), whole + b"\0"):
+            file.write_bytes(damaged)
+            with pytest.raises(BundleCorruptError, match=name):
+                Bundle.open(tiny_bundle_copy)
+    file.unlink()
+    with pytest.raises(BundleCorruptError, match="is missing"):
+        Bundle.open(tiny_bundle_copy)
+    file.mkdir()
+    with pytest.raises(BundleCorruptError, match="is missing"):
+        Bundle.open(tiny_bundle_copy)
+    file.rmdir()
+    file.write_bytes(whole)
+    Bundle.open(tiny_bundle_copy)
+
+
+def test_without_verifying_only_presence_and_size_count(tiny_bundle_copy: Path) -> None:
+    graph = tiny_bundle_copy / "image.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    Bundle.open(tiny_bundle_copy, verify=False)
+    graph.write_bytes(whole[:-1])
+    with pytest.raises(BundleCorruptError, match="bytes, expected"):
+        Bundle.open(tiny_bundle_copy, verify=False)
+
+
+def test_damaged_manifest_never_says_something_else(tiny_bundle_copy: Path) -> None:
+    """Each damage is an error of ours, or, as in white space, changes nothing."""
+    file = tiny_bundle_copy / "manifest.json"
+    whole, before = file.read_bytes(), Bundle.open(tiny_bundle_copy).manifest
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(400):
+        place = generator.randrange(len(whole))
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << generator.randrange(8)
+        file.write_bytes(whole[:place] if generator.random() < 0.2 else damaged)
+        try:
+            after = Bundle.open(tiny_bundle_copy).manifest
+        except BundleError:
+            refused += 1
+        else:
+            assert after == before
+    assert refused > 200
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "nul", '{"format": "dckt-bundle"', "[" * 100_000, '{"a": 1' + "0" * 5000 + "}", "\ufeff{}"]
+)
+def test_broken_json(tiny_bundle_copy: Path, text: str) -> None:
+    (tiny_bundle_copy / "manifest.json").write_text(text)
+    with pytest.raises(BundleCorruptError, match="JSON"):
+        Bundle.open(tiny_bundle_copy)
+
+
+def test_not_utf8(tiny_bundle_copy: Path) -> None:
+    (tiny_bundle_copy / "manifest.json").write_bytes(b'{"format": "\xff"}')
+    with pytest.raises(BundleCorruptError, match="JSON"):
+        Bundle.open(tiny_bundle_copy)
+
+
+def test_newer_version_is_another_error(tiny_bundle_copy: Path) -> None:
+    content = manifest_of(tiny_bundle_copy)
+    newer = {**content, "version": BUNDLE_VERSION + 1, "something": "new"}
+    (tiny_bundle_copy / "manifest.json").write_text(json.dumps(newer))
+    with pytest.raises(BundleVersionError, match=f"format {BUNDLE_VERSION + 1}.*up to {BUNDLE_VERSION}"):
+        Bundle.open(tiny_bundle_copy)
+
+
+@pytest.mark.parametrize("version", [0, -1, True, 1.0, 2.5, "2", None])
+def test_version_that_never_was(tiny_bundle_copy: Path, version: object) -> None:
+    resign(tiny_bundle_copy, {**manifest_of(tiny_bundle_copy), "version": version})
+    with pytest.raises(BundleCorruptError, match="version"):
+        Bundle.open(tiny_bundle_copy)
+
+
+def test_resigned_manifest_opens(tiny_bundle_copy: Path) -> None:
+    """The helper of the tests below signs as the writer does."""
+    resign(tiny_bundle_copy, {**manifest_of(tiny_bundle_copy), "created": "now"})
+    assert Bundle.open(tiny_bundle_copy).manifest.created == "now"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_id", 7),
+        ("model_id", "0" * 64),
+        ("representation", None),
+        ("representation", "fc8"),
+        ("representation", "fc9"),
+        ("dimensions", []),
+        ("dimensions", {}),
+        ("dimensions", {"probability": "4", "fc9": 6}),
+        ("dimensions", {"probability": True, "fc9": 6}),
+        ("dimensions", {"probability": 4, "fc9": 0}),
+        ("dimensions", {"probability": 5, "fc9": 6}),
+        ("labels", "blue"),
+        ("labels", [1, 2, 3, 4]),
+        ("labels", ["a", "a", "b", "c"]),
+        ("image", None),
+        ("image", {}),
+        ("text", {"max_tokens": 16.0}),
+        ("text", {"max_tokens": 0}),
+        ("text", {"max_tokens": 16, "language": "en"}),
+        ("files", {}),
+        ("files", []),
+        ("produced_by", {"x": 1}),
+        ("measured", []),
+        ("created", 20260101),
+        ("unheard-of", 1),
+    ],
+    ids=str,
+)
+def test_wrong_field(tiny_bundle_copy: Path, field: str, value: object) -> None:
+    resign(tiny_bundle_copy, {**manifest_of(tiny_bundle_copy), field: value})
+    with pytest.raises(BundleCorruptError, match=r"manifest\.json"):
+        Bundle.open(tiny_bundle_copy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("side", 0),
+        ("side", "8"),
+        ("side", 8.0),
+        ("crop_share", 1),
+        ("crop_share", 2.0),
+        ("mean", [0.0, 0.0]),
+        ("mean", [0, 0, 0]),
+        ("mean", "000"),
+        ("std", [1.0, 1.0, 0.0]),
+        ("max_pixels", 10**12),
+        ("new", 1),
+    ],
+    ids=str,
+)
+def test_wrong_preprocessing(tiny_bundle_copy: Path, field: str, value: object) -> None:
+    content = manifest_of(tiny_bundle_copy)
+    content["image"][field] = value
+    resign(tiny_bundle_copy, content)
+    with pytest.raises(BundleCorruptError, match=r"manifest\.json"):
+        Bundle.open(tiny_bundle_copy)
+
+
+@pytest.mark.parametrize("field", ["format", "version", "checksum", "labels", "files"])
+def test_missing_field(tiny_bundle_copy: Path, field: str) -> None:
+    content = manifest_of(tiny_bundle_copy)
+    del content[field]
+    (tiny_bundle_copy / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle.open(tiny_bundle_copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside", "/etc/passwd", "a/../../outside", "./x", "a//b", "", ".", "..", "a\\b", "C:x", "a\0b", "\ud800"],
+)
+def test_file_outside_the_folder(tiny_bundle_copy: Path, name: str) -> None:
+    outside = tiny_bundle_copy.parent / "outside"
+    outside.write_bytes(b"x")
+    content = manifest_of(tiny_bundle_copy)
+    content["files"][name] = {"sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
+    resign(tiny_bundle_copy, content)
+    with pytest.raises(BundleCorruptError, match="no relative path"):
+        Bundle.open(tiny_bundle_copy)
+
+
+@pytest.mark.parametrize("entry", [None, {}, {"sha256": "x"}, {"sha256": 1, "size": 1}, {"sha256": "x", "size": "1"}])
+def test_wrong_file_entry(tiny_bundle_copy: Path, entry: object) -> None:
+    content = manifest_of(tiny_bundle_copy)
+    content["files"]["image.onnx"] = entry
+    resign(tiny_bundle_copy, content)
+    with pytest.raises(BundleCorruptError):
+        Bundle.open(tiny_bundle_copy)
+
+
+def test_other_files_in_the_folder_are_left_alone(tiny_bundle_copy: Path) -> None:
+    (tiny_bundle_copy / "README.md").write_text("ours")
+    Bundle.open(tiny_bundle_copy)
+
+
+def test_opening_reads_nothing_but_json_and_bytes(tiny_bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle full of traps opens without running, unpickling or importing any of them."""
+    trap = b"cos\nsystem\n(S'touch pwned'\ntR."
+    for name in ("__init__.py", "manifest.py", "image.onnx.pkl", "sitecustomize.py"):
+        (tiny_bundle_copy / name).write_bytes(trap)
+    content = manifest_of(tiny_bundle_copy)
+    content["measured"] = {"__class__": "os.system", "py/object": "__import__('os').system"}
+    resign(tiny_bundle_copy, content)
+    monkeypatch.chdir(tiny_bundle_copy)
+
+    def forbidden(*_: object, **__: object) -> None:
+        pytest.fail("code was loaded from the bundle")
+
+    for module, name in (("pickle", "loads"), ("pickle", "load"), ("builtins", "exec"), ("builtins", "eval")):
+        monkeypatch.setattr(f"{module}.{name}", forbidden)
+    assert len(Bundle.open(tiny_bundle_copy).vocabulary) == 12
+    assert not (tiny_bundle_copy / "pwned").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[6:], lambda text: text + "\nred\n", lambda text: "\n" + text])
+def test_vocabulary_that_hashes_right_and_is_none(tiny_bundle_copy: Path, damage: Callable[[str], str]) -> None:
+    """A tool other than ours wrote it."""
+    file = tiny_bundle_copy / "vocabulary.txt"
+    file.write_text(damage(file.read_text()))
+    content = manifest_of(tiny_bundle_copy)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    content["files"]["vocabulary.txt"] = {"sha256": sha256, "size": file.stat().st_size}
+    parts = {
+        "graphs": {name: content["files"][name]["sha256"] for name in ("image.onnx", "text.onnx")},
+        "vocabulary": sha256,
+        **{name: content[name] for name in ("image", "text", "representation")},
+    }
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    content["model_id"] = hashlib.sha256(canonical.encode()).hexdigest()
+    resign(tiny_bundle_copy, content)
+    bundle = Bundle.open(tiny_bundle_copy)
+    with pytest.raises(BundleCorruptError, match="vocabulary"):
+        _ = bundle.vocabulary

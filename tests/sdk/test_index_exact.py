@@ -1,0 +1,152 @@
+"""Exact search: checks on the way in, scores, shortlists and the order of hits, against naive loops and literals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from dckt.errors import ItemError
+from dckt.index.exact import exact_limit, ranked, shortlist, similarities
+from dckt.index.vectors import float32_error, normalised, unit_rows
+
+
+def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).normal(size=(rows, width))
+    return normalised(values, dimension=width, names=["row"] * rows)
+
+
+class TestNormalised:
+    def test_literals(self):
+        rows = normalised([[3.0, 4.0], [0.0, -2.0]], dimension=2, names=["a", "b"])
+        assert rows.dtype == np.float32
+        np.testing.assert_array_equal(rows, np.array([[0.6, 0.8], [0, -1]], np.float32))
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_every_floating_dtype_is_taken(self, dtype):
+        rows = normalised(np.array([[3, 4]], dtype), dimension=2, names=["a"])
+        np.testing.assert_allclose(rows, [[0.6, 0.8]], rtol=1e-6)
+
+    @pytest.mark.parametrize("scale", [1e-300, 1e300])
+    def test_tiny_and_huge_rows_keep_their_direction(self, scale):
+        rows = normalised(np.array([[3.0, 4.0]]) * scale, dimension=2, names=["a"])
+        np.testing.assert_allclose(rows, [[0.6, 0.8]], rtol=1e-6)
+
+    def test_not_contiguous_and_more_rows_than_a_chunk(self):
+        values = np.random.default_rng(0).normal(size=(3, 20_000)).T[::2]
+        rows = normalised(values, dimension=3, names=["row"] * 10_000)
+        np.testing.assert_allclose(rows, values / np.linalg.norm(values, axis=1, keepdims=True), atol=1e-6)
+        assert rows.flags.c_contiguous
+
+    def test_equal_vectors_have_equal_bytes_whatever_the_sign_of_zero(self):
+        rows = normalised([[0.0, 1.0], [-0.0, 1.0]], dimension=2, names=["a", "b"])
+        assert rows[0].tobytes() == rows[1].tobytes()
+
+    @pytest.mark.parametrize(
+        ("vectors", "said"),
+        [
+            (np.ones((2, 3), np.float32), r"shape \(2, 3\); expected \(N, 4\)"),
+            (np.ones(4, np.float32), r"shape \(4,\)"),
+            (np.ones((2, 4), np.int64), "dtype int64"),
+            (np.ones((2, 4), np.complex128), "dtype complex128"),
+            (np.array([["a", "b", "c", "d"]]), "dtype"),
+        ],
+    )
+    def test_a_wrong_array_is_refused(self, vectors, said):
+        with pytest.raises(ItemError, match=said):
+            normalised(vectors, dimension=4, names=["x"] * len(vectors))
+
+    @pytest.mark.parametrize(
+        ("bad", "said"),
+        [(np.nan, "not finite"), (np.inf, "not finite"), (-np.inf, "not finite"), (0.0, "no direction")],
+    )
+    def test_a_bad_row_is_named(self, bad, said):
+        vectors = np.ones((3, 2))
+        vectors[1] = bad
+        with pytest.raises(ItemError, match=rf"1 of 3 .*second \(row 1\).*{said}"):
+            normalised(vectors, dimension=2, names=["first", "second", "third"])
+
+    def test_faults_of_rows_leave_the_others_usable(self):
+        rows, faults = unit_rows([[3.0, 4.0], [0.0, 0.0], [np.nan, 1.0]], dimension=2)
+        assert set(faults) == {1, 2}
+        np.testing.assert_allclose(rows[0], [0.6, 0.8], rtol=1e-6)
+
+    def test_names_are_counted(self):
+        with pytest.raises(ItemError, match="2 vectors came with 1 names"):
+            normalised(np.ones((2, 2)), dimension=2, names=["a"])
+
+    def test_no_rows(self):
+        assert normalised(np.zeros((0, 5)), dimension=5, names=[]).shape == (0, 5)
+
+
+class TestScores:
+    def test_literals(self):
+        matrix = np.array([[1, 0], [0.6, 0.8], [-1, 0]], np.float32)
+        np.testing.assert_array_equal(
+            similarities(matrix, np.array([1, 0], np.float32)), np.array([1, 0.6, -1], np.float32)
+        )
+
+    def test_a_score_does_not_depend_on_what_it_is_computed_with(self):
+        matrix, query = unit(9000, 200), unit(1, 200, seed=1)[0]
+        together = similarities(matrix, query)
+        alone = [similarities(matrix[row : row + 1], query)[0] for row in range(0, 9000, 97)]
+        np.testing.assert_array_equal(together[::97], alone)
+
+    def test_permuted_coordinates_tie_exactly(self):
+        query = np.full(200, 1 / np.sqrt(200), np.float32)
+        vector = unit(1, 200)[0]
+        shuffled = np.random.default_rng(1).permutation(vector)
+        scores = similarities(np.stack([vector, shuffled]), query)
+        assert scores[0] == scores[1]
+
+    @pytest.mark.parametrize("width", [2, 10, 200, 4096])
+    def test_float32_products_stay_within_their_bound(self, width):
+        matrix, queries = np.abs(unit(200, width)), np.abs(unit(50, width, seed=1))
+        true = matrix.astype(np.float64) @ queries.T.astype(np.float64)
+        batched = (matrix @ queries.T).astype(np.float64)
+        naive = np.array([[np.add.accumulate(row * query)[-1] for query in queries[:3]] for row in matrix], np.float64)
+        assert np.abs(batched - true).max() <= float32_error(width) / 2
+        assert np.abs(naive - true[:, :3]).max() <= float32_error(width) / 2
+
+
+class TestShortlist:
+    @settings(max_examples=200, deadline=None)
+    @given(
+        arrays(np.float32, st.integers(1, 40), elements=st.sampled_from([-1, -0.5, 0, 0.25, 0.25 + 2**-20, 1])),
+        st.integers(1, 50),
+    )
+    def test_holds_the_best_k_and_all_ties_of_the_last(self, products, k):
+        rows = set(shortlist(products, k, 2).tolist())
+        worst = np.sort(products)[::-1][: min(k, len(products))][-1]
+        assert {row for row, value in enumerate(products) if value >= worst} <= rows
+
+    def test_leaves_out_what_cannot_belong(self):
+        assert shortlist(np.array([0.1, 0.9, 0.5], np.float32), 1, 2).tolist() == [1]
+
+    def test_of_none(self):
+        assert shortlist(np.zeros(0, np.float32), 3, 2).tolist() == []
+        assert shortlist(np.zeros(4, np.float32), 0, 2).tolist() == []
+
+
+class TestRanked:
+    def test_order_is_score_then_id_across_vectors(self):
+        postings = [["b", "d"], ["a", "c"], ["e"]]
+        hits = ranked(np.arange(3), np.array([0.5, 0.5, 0.9], np.float32), postings, 4)
+        assert hits == [(pytest.approx(0.9), "e"), (0.5, "a"), (0.5, "b"), (0.5, "c")]
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.data())
+    def test_every_k_is_a_prefix_of_the_naive_order(self, data):
+        scores = data.draw(arrays(np.float32, st.integers(1, 8), elements=st.sampled_from([0, 0.5, 1])))
+        ids = data.draw(st.lists(st.text(min_size=1, max_size=3), unique=True, min_size=len(scores), max_size=30))
+        postings = [sorted(ids[row :: len(scores)]) for row in range(len(scores))]
+        naive = sorted((-float(scores[row]), item) for row, shared in enumerate(postings) for item in shared)
+        k = data.draw(st.integers(1, len(ids)))
+        hits = ranked(np.arange(len(scores)), scores, postings, k)
+        assert [(-score, item) for score, item in hits] == naive[:k]
+
+
+def test_wider_vectors_are_searched_exactly_up_to_fewer():
+    assert [exact_limit(width) for width in (10, 200, 512, 4096)] == [62_500, 10_869, 4_612, 605]

@@ -1,0 +1,279 @@
+"""A whole training on small generated corpora: what it leaves, what decides it, and how it goes on after a stop."""
+
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dckt.errors import ConfigError, CorpusError, RunError
+from dckt.metrics import cross_media_map
+from dckt.preprocessing import image_batch, token_batch
+from dckt_trainer.checkpoint import load_with_metadata
+from dckt_trainer.config import load_config
+from dckt_trainer.data.corpus import read_corpus
+from dckt_trainer.data.features import cached_features
+from dckt_trainer.data.synthetic import write_synthetic
+from dckt_trainer.encoders import encode
+from dckt_trainer.progress import Silent
+from dckt_trainer.runs import open_run
+from dckt_trainer.train import resume, train
+from dckt_trainer.trunk import build_trunk
+
+SMALL = [
+    "image.trunk=squeezenet1_1",
+    "image.weights=random",
+    "image.side=48",
+    "text.dimension=12",
+    "text.epochs=3",
+    "text.maps=6",
+    "text.cnn_epochs=3",
+    "network.width=16",
+    "pretrain.source_epochs=4",
+    "pretrain.target_epochs=6",
+    "pretrain.batch=16",
+    "transfer.rounds=3",
+    "transfer.batch=16",
+    "transfer.alpha=0.5",
+]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    root = tmp_path_factory.mktemp("corpora")
+    write_synthetic(
+        root,
+        source_classes=5,
+        source_pairs_per_class=10,
+        target_classes=3,
+        target_pairs_per_class=5,
+        val_pairs_per_class=3,
+        test_pairs_per_class=4,
+        side=48,
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def run_training(corpora, out, cache, *changes, **options):
+    config = load_config("small", [*SMALL, *changes])
+    return train(corpora / "source", corpora / "target", out, config, cache=cache, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def finished(corpora, cache, tmp_path_factory):
+    return run_training(corpora, tmp_path_factory.mktemp("runs") / "whole", cache)
+
+
+def state(run, domain="target"):
+    return run.model(domain).network.state_dict()
+
+
+def same(first, second):
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+class StopAfter(Silent):
+    """Stops the training, as Ctrl-C would, at the end of the task whose name starts so."""
+
+    def __init__(self, name):
+        self.name = name
+
+    @contextmanager
+    def task(self, name, total):
+        yield lambda count: None
+        if name.startswith(self.name):
+            raise KeyboardInterrupt
+
+
+def test_what_a_run_leaves(finished):
+    names = {path.name for path in finished.path.iterdir()}
+    assert {"config.toml", "run.json", "metrics.jsonl", "selection.jsonl", "evaluation.json", "report.html"} <= names
+    assert open_run(finished.path).complete
+    evaluation = finished.evaluation
+    assert [entry["round"] for entry in evaluation["validation"]] == [0, 1, 2, 3]
+    assert evaluation["test"]["pairs"] == 12
+    assert evaluation["test"]["model_t0"]["round"] == 0
+    assert evaluation["test"]["last"]["round"] == 3
+    averages = [entry["average"] for entry in evaluation["validation"]]
+    assert evaluation["test"]["best"]["round"] == averages.index(max(averages))
+    for figures in (evaluation["test"][key] for key in ("model_t0", "last", "best")):
+        assert 0 < figures["lowest"] <= figures["average"] + 1e-9 <= figures["highest"] + 2e-9 < 1.001
+    selection = finished.events("selection")
+    ids = {pair.id for pair in read_corpus(finished.target).part("train")}
+    assert [event["round"] for event in selection] == [1, 2, 3]
+    assert all(set(event["selected"]) <= ids and len(event["selected"]) >= 2 for event in selection)
+    stages = {event["stage"] for event in finished.events("metrics")}
+    assert {"word-cnn/source", "word-cnn/target", "pretrain/source", "pretrain/target", "round/0", "round/3"} <= stages
+    assert "data:image/jpeg" in (finished.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_saved_encoders_reproduce_the_test_figures(finished):
+    """From pictures and words, through the files, to the MAP that the training printed."""
+    model, pairs = finished.model(), read_corpus(finished.target).part("test")
+    pixels = image_batch([pair.image for pair in pairs], model.trunk.spec)
+    tokens = token_batch([model.vocabulary.encode(p.text, model.text, allow_unknown=True) for p in pairs])
+    image = encode(model.image_encoder(), torch.from_numpy(pixels))["probability"].numpy()
+    text = encode(model.text_encoder(), torch.from_numpy(tokens))["probability"].numpy()
+    labels = np.array([model.labels.index(pair.label) for pair in pairs])
+    result = cross_media_map(image, text, labels)
+    expected = finished.evaluation["test"]["last"]
+    assert result.image_to_text.map == pytest.approx(expected["image_to_text"], abs=1e-6)
+    assert result.text_to_image.map == pytest.approx(expected["text_to_image"], abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(finished, corpora, cache, tmp_path):
+    again = run_training(corpora, tmp_path / "again", cache)
+    assert same(state(finished), state(again))
+    other = run_training(corpora, tmp_path / "other", cache, "seed=1", "transfer.rounds=1")
+    assert not same(state(finished), state(other))
+
+
+@pytest.mark.parametrize("stage", ["word vectors", "Word CNN, target", "pretraining, target", "round 1", "round 3"])
+def test_a_stopped_run_goes_on_to_the_same_weights(finished, corpora, cache, tmp_path, stage):
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run_training(corpora, out, cache, reporter=StopAfter(stage))
+    with pytest.raises(RunError, match=f"dckt-train --resume {out}"):
+        open_run(out).model()
+    run = resume(out, cache=cache, device="cpu")
+    assert same(state(finished), state(run))
+    assert same(state(finished, "source"), state(run, "source"))
+    assert run.evaluation == finished.evaluation
+    assert run.events("metrics") == finished.events("metrics")
+    assert run.events("selection") == finished.events("selection")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "transfer.law=all",
+        "transfer.alpha=1.0",
+        "transfer.rounds=1",
+        "transfer.source_epochs=2",
+        "transfer.accumulate=2",
+        "pretrain.target_start=source",
+        "pretrain.accumulate=2",
+        "mmd.estimator=quadruple",
+        "mmd.kernels=1",
+        "losses.mmd_fc9=0",
+        "text.target_cnn=source",
+        "optimizer.inv_power=5",
+    ],
+)
+def test_settings_take_effect(finished, corpora, cache, tmp_path, change):
+    assert not same(state(finished), state(run_training(corpora, tmp_path / "changed", cache, change)))
+
+
+def test_best_keeps_the_best_round_on_validation(corpora, cache, tmp_path):
+    run = run_training(corpora, tmp_path / "best", cache, "transfer.keep=best", "optimizer.lr=0.3")
+    best = run.evaluation["test"]["best"]["round"]
+    kept, notes = load_with_metadata(run.checkpoints / "target-best.safetensors")
+    assert int(notes["round"]) == best
+    assert same(state(run), kept)
+
+
+def test_no_rounds_is_model_t0(corpora, cache, tmp_path):
+    run = run_training(corpora, tmp_path / "t0", cache, "transfer.rounds=0")
+    test = run.evaluation["test"]
+    assert test["model_t0"] == test["last"] == test["best"]
+    assert run.events("selection") == []
+
+
+def test_an_existing_folder_is_kept_unless_forced(finished, corpora, cache, tmp_path):
+    with pytest.raises(RunError, match="--force"):
+        run_training(corpora, finished.path, cache)
+    with pytest.raises(RunError, match="complete"):
+        resume(finished.path)
+    stranger = tmp_path / "photos"
+    stranger.mkdir()
+    (stranger / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(RunError, match="not a run folder"):
+        run_training(corpora, stranger, cache, force=True)
+    assert (stranger / "holiday.jpg").exists()
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    assert run_training(corpora, copy, cache, "transfer.rounds=0", force=True).evaluation["test"]["last"]["round"] == 0
+
+
+def test_bad_corpora_and_devices_are_refused_before_anything_is_written(corpora, cache, tmp_path):
+    out = tmp_path / "run"
+    config = load_config("small", SMALL)
+    with pytest.raises(CorpusError):
+        train(tmp_path / "absent", corpora / "target", out, config, cache=cache)
+    lines = (corpora / "target" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    untested = tmp_path / "untested"
+    shutil.copytree(corpora / "target", untested)
+    rows = [line for line in lines if json.loads(line)["split"] != "val"]
+    (untested / "pairs.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(ConfigError, match="no pairs in: val"):
+        train(corpora / "source", untested, out, config, cache=cache)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="sees no CUDA device"):
+            train(corpora / "source", corpora / "target", out, config, cache=cache, device="cuda")
+    with pytest.raises(ConfigError, match="auto, cpu or cuda"):
+        train(corpora / "source", corpora / "target", out, config, cache=cache, device="tpu")
+    assert not out.exists()
+
+
+def test_damage_is_noticed(finished, corpora, cache, tmp_path):
+    copy = tmp_path / "damaged"
+    shutil.copytree(finished.path, copy)
+    weights = copy / "target" / "network.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(RunError, match="damaged"):
+        open_run(copy).model()
+    weights.unlink()
+    with pytest.raises(RunError, match="cannot be read"):
+        open_run(copy).model()
+    (copy / "target" / "vocabulary.txt").write_text("<pad>\n<unk>\nother\n", encoding="utf-8")
+    with pytest.raises(RunError, match="changed after training"):
+        open_run(copy).model()
+    facts = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    (copy / "run.json").write_text(json.dumps({**facts, "version": 99}), encoding="utf-8")
+    with pytest.raises(RunError, match="format 99"):
+        open_run(copy)
+    (copy / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunError, match="damaged"):
+        open_run(copy)
+
+
+def test_a_changed_corpus_stops_a_resume(corpora, cache, tmp_path):
+    mine = tmp_path / "corpora"
+    shutil.copytree(corpora, mine)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(mine, tmp_path / "run", cache, reporter=StopAfter("word vectors"))
+    manifest = mine / "target" / "pairs.jsonl"
+    manifest.write_text("\n".join(manifest.read_text(encoding="utf-8").splitlines()[1:]), encoding="utf-8")
+    with pytest.raises(RunError, match="target corpus .* changed"):
+        resume(tmp_path / "run", cache=cache)
+
+
+def test_an_edited_picture_and_a_damaged_cache_are_noticed(finished, corpora, tmp_path):
+    trunk = build_trunk(finished.config.image, 0)
+    pictures = sorted((corpora / "target" / "images").rglob("*.png"))[:3]
+    paths, cpu = [Path(shutil.copy(path, tmp_path / path.name)) for path in pictures], torch.device("cpu")
+    told = []
+    first = cached_features(trunk, paths, cache=tmp_path / "c", device=cpu, advance=told.append)
+    assert sum(told) == 3
+    again = cached_features(trunk, paths, cache=tmp_path / "c", device=cpu)
+    assert np.array_equal(first, again)
+    assert len(list((tmp_path / "c").glob("*.npy"))) == 1
+    shutil.copy(paths[1], paths[0])
+    edited = cached_features(trunk, paths, cache=tmp_path / "c", device=cpu)
+    assert np.array_equal(edited[0], edited[1])
+    assert not np.array_equal(edited[0], first[0])
+    for path in (tmp_path / "c").glob("*.npy"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(RunError, match="damaged; delete"):
+        cached_features(trunk, paths, cache=tmp_path / "c", device=cpu)
