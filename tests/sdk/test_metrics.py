@@ -76,6 +76,13 @@ def test_one_tie_of_two() -> None:
     assert ap([0.0, -0.0], [False, True]) == pytest.approx((0.75, 0.5, 1.0)), "0 and -0 tie"
 
 
+def test_ties_end_with_their_query() -> None:
+    result = average_precision([[1, 1], [1, 1], [1, 0]], [[True, False], [False, True], [False, True]])
+    assert result.expected.tolist() == [0.75, 0.75, 0.5]
+    assert result.lowest.tolist() == [0.5, 0.5, 0.5]
+    assert result.highest.tolist() == [1, 1, 0.5]
+
+
 def test_all_tied_is_the_expectation_of_a_random_order() -> None:
     n, r = 50, 7
     harmonic = sum(1 / i for i in range(1, n + 1))
@@ -198,22 +205,31 @@ def test_map_against_a_naive_loop_over_cosines() -> None:
     assert result.queries == 7
 
 
-@pytest.mark.parametrize("width", [3, 10, 20, 129, 512])
-def test_equal_vectors_always_tie(width: int) -> None:
-    """However BLAS blocks the product, copies of a vector score alike, so relevance among them is a coin's throw."""
+@pytest.mark.parametrize("queries", [1, 2, 5])
+@pytest.mark.parametrize("width", [3, 20, 129, 200, 512])
+def test_equal_vectors_always_tie(width: int, queries: int) -> None:
+    """BLAS scores copies of one vector a bit apart, by their place in the product; MAP must not see that."""
     generator = np.random.default_rng(width)
-    different = generator.standard_normal((40, width)).astype(np.float32)
-    copies = different[generator.integers(40, size=1003)]
-    queries = generator.standard_normal((5, width)).astype(np.float32)
-    item_labels, query_labels = generator.integers(2, size=1003), np.array([0, 1, 0, 1, 0])
-    result = mean_average_precision(queries, query_labels, copies, item_labels)
-    # The same through scores that tie by construction.
-    cosine = (queries @ different.T / np.linalg.norm(different, axis=1)).astype(np.float64)
-    place = np.array([np.flatnonzero((different == row).all(axis=1))[0] for row in copies])
-    truth = average_precision(cosine.round(9)[:, place], query_labels[:, None] == item_labels)
-    np.testing.assert_allclose(result.per_query, truth.expected, atol=1e-9)
-    assert result.lowest == pytest.approx(truth.lowest.mean())
-    assert result.highest == pytest.approx(truth.highest.mean())
+    copies = np.repeat(generator.standard_normal((1, width)), 1003, axis=0)
+    item_labels, query_labels = generator.integers(2, size=1003), np.arange(queries) % 2
+    result = mean_average_precision(generator.standard_normal((queries, width)), query_labels, copies, item_labels)
+    tied = average_precision(np.zeros((queries, 1003)), query_labels[:, None] == item_labels)
+    np.testing.assert_array_equal(result.per_query, tied.expected)
+    assert (result.lowest, result.highest) == (tied.lowest.mean(), tied.highest.mean())
+
+
+def test_copies_among_other_vectors() -> None:
+    generator = np.random.default_rng(6)
+    different = generator.standard_normal((40, 16))
+    place = generator.integers(40, size=300)
+    item_labels, query_labels = generator.integers(2, size=300), np.array([0, 1, 0])
+    queries = generator.standard_normal((3, 16))
+    for cut in (None, 20):
+        result = mean_average_precision(queries, query_labels, different[place], item_labels, cut=cut)
+        cosine = queries @ different.T / np.linalg.norm(different, axis=1)
+        truth = average_precision(cosine[:, place], query_labels[:, None] == item_labels, cut=cut)
+        np.testing.assert_allclose(result.per_query, truth.expected, atol=1e-9)
+        assert (result.lowest, result.highest) == pytest.approx((truth.lowest.mean(), truth.highest.mean()))
 
 
 def test_zero_vector_is_similar_to_nothing() -> None:

@@ -102,7 +102,7 @@ class OnnxEncoder:
         if len(batch) == 0:
             return np.zeros((0, self.dimension), np.float32)
         try:
-            (vectors,) = session.run([self._output], {self.input_name: np.ascontiguousarray(batch)})
+            (vectors,) = session.run([self._output], {self.input_name: batch})
         except Exception as error:
             kind = ItemError if isinstance(error, InvalidArgument) else ProviderError
             raise kind(f"ONNX Runtime on {self.provider} refused a batch {batch.shape}: {error}") from error

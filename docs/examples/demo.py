@@ -1,0 +1,109 @@
+"""From two corpora to search, in six commands: what `make demo` runs.
+
+With DCKT_DATA naming a folder of real corpora (caltech101, pascal_sentences, weights) it uses them; else it makes its own.
+Every command is printed as it would be typed. Only the report at the end uses the SDK from Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dckt import Searcher
+from dckt.report import Card, Gallery, GalleryRow, Table, thumbnail, write_report
+
+OUT = Path(os.environ.get("DCKT_DEMO") or "demo")
+RUN, BUNDLE, INDEX, REPORT = OUT / "run", OUT / "demo.dckt", OUT / "catalog.index", OUT / "report.html"
+QUERIES, SHOWN = 6, 5
+
+
+def main() -> None:
+    started = time.monotonic()
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    data = os.environ.get("DCKT_DATA")
+    source, target, settings = real_corpora(Path(data)) if data else synthetic_corpora()
+
+    command("dckt-train", "--source", source, "--target", target, "--preset", "small", *settings, "--out", RUN)
+    command("dckt-export", RUN, "--out", BUNDLE)
+    command("dckt", "index", BUNDLE, INDEX, "--pairs", target, "--split", "test")
+    test = [pair for pair in read_pairs(target) if pair["split"] == "test"]
+    command("dckt", "search", BUNDLE, INDEX, target / test[0]["image"], "-k", "5")
+    command("dckt", "search", BUNDLE, INDEX, test[0]["text"].split("\n")[0], "--text", "-k", "5")
+
+    evaluation = json.loads((RUN / "evaluation.json").read_text(encoding="utf-8"))
+    write_gallery(target, test, evaluation)
+    for key, name in (("model_t0", "without transfer"), (evaluation["kept"], "with transfer")):
+        figures = evaluation["test"][key]
+        print(
+            f"MAP on {evaluation['test']['pairs']} test pairs, {name + ':':<17} "
+            f"image to text {figures['image_to_text']:.3f}, text to image {figures['text_to_image']:.3f}"
+        )
+    print(f"report: {REPORT} (and of the training: {RUN / 'report.html'})")
+    print(f"took {time.monotonic() - started:.0f} s")
+
+
+def synthetic_corpora() -> tuple[Path, Path, list[str]]:
+    """Writes generated corpora; a trunk with random weights serves their simple pictures."""
+    corpora = OUT / "corpora"
+    command("dckt-train", "synthetic", corpora)
+    settings = ["--weights", "random", "--set", "image.side=96"]
+    return corpora / "source", corpora / "target", settings
+
+
+def real_corpora(data: Path) -> tuple[Path, Path, list[str]]:
+    """Photographs with captions as the target, another collection with other labels as the source."""
+    weights = data / "weights" / "mobilenet_v2_features.safetensors"
+    return data / "caltech101", data / "pascal_sentences", ["--trunk", "mobilenet_v2", "--weights", str(weights)]
+
+
+def command(*words: object) -> None:
+    """Prints a command and runs it with the programs of this Python environment."""
+    name, *rest = map(str, words)
+    print("\n$", shlex.join([name, *rest]), flush=True)
+    subprocess.run([str(Path(sys.executable).parent / name), *rest], check=True)
+
+
+def read_pairs(corpus: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (corpus / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def write_gallery(corpus: Path, test: list[dict[str, str]], evaluation: dict[str, object]) -> None:
+    """Searches with some test pictures and texts, through the bundle and the index, and shows what they found."""
+    pairs = {pair["id"]: pair for pair in test}
+    queries = test[:: max(1, len(test) // QUERIES)][:QUERIES]
+
+    def card(pair: dict[str, str], medium: str, note: str, right: bool | None = None) -> Card:
+        image = thumbnail(corpus / pair["image"]) if medium == "image" else None
+        return Card(image, pair["text"] if medium == "text" else "", f"{pair['label']} · {note}", right)
+
+    galleries = []
+    with Searcher.open(BUNDLE, INDEX) as searcher:
+        for asked, found in (("image", "text"), ("text", "image")):
+            rows = []
+            for query in queries:
+                given = {"image": corpus / query["image"]} if asked == "image" else {"text": query["text"]}
+                hits = searcher.search(**given, k=SHOWN)
+                results = tuple(
+                    card(pairs[hit.id], found, f"{hit.score:.3f}", pairs[hit.id]["label"] == query["label"])
+                    for hit in hits
+                )
+                rows.append(GalleryRow(card(query, asked, "query"), results))
+            galleries.append(Gallery(f"{asked.capitalize()} in, {found}s out", tuple(rows)))
+    test_figures = evaluation["test"]
+    rows = [
+        (name, *(f"{test_figures[key][way]:.3f}" for way in ("image_to_text", "text_to_image", "average")))
+        for key, name in (("model_t0", "without transfer: Model_t(0)"), (evaluation["kept"], "with transfer: DCKT"))
+    ]
+    table = Table("MAP on the test split", ("target network", "image → text", "text → image", "average"), rows)
+    write_report(REPORT, title="dckt demo", subtitle=str(corpus), sections=[table, *galleries])
+
+
+if __name__ == "__main__":
+    main()
