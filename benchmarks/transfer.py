@@ -35,7 +35,7 @@ def main() -> None:
     data = Path(os.environ.get("DCKT_DATA") or parser.error("set DCKT_DATA to the folder of corpora"))
     trunk = [f"image.trunk={args.trunk}", f"image.weights={data / 'weights' / args.trunk}_features.safetensors"]
     settings = {"dckt": trunk, "alone": [*trunk, *NO_MMD, "transfer.law=all"]}
-    corpora = {seed: (data / args.source, data / args.target) for seed in range(args.seeds)}
+    corpora = dict.fromkeys(range(args.seeds), (data / args.source, data / args.target))
     out = args.out / f"{args.source}-{args.target}-{args.trunk}"
     found = grid(corpora, settings, out)
     save(out / "evaluations.json", found)

@@ -1,7 +1,7 @@
 """From two corpora to search, in six commands: what `make demo` runs.
 
-With DCKT_DATA naming a folder of real corpora (caltech101, pascal_sentences, weights) it uses them; else it makes its own.
-Every command is printed as it would be typed. Only the report at the end uses the SDK from Python.
+With DCKT_DATA naming a folder of real corpora (caltech101, pascal_sentences, weights) it uses them; else it makes its
+own. Every command is printed as it would be typed. Only the report at the end uses the SDK from Python.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def export_command(
         str, typer.Option(help="What an index stores: probability, as in the paper, or fc9.")
     ] = "probability",
     pairs: Annotated[
-        Path | None, typer.Option(help="Corpus to compare the models on [default: the run's target corpus].")
+        Path | None, typer.Option(help="Corpus to compare the models on; without it, the run's target corpus.")
     ] = None,
     split: Annotated[str, typer.Option(help="Part of that corpus: train, val or test.")] = "val",
     limit: Annotated[int, typer.Option(help="At most so many pairs, spread evenly.")] = 500,
@@ -48,8 +48,7 @@ def export_command(
 ) -> None:
     """Exports a trained run to ONNX, as one bundle that serves without PyTorch.
 
-    The bundle is written only if it ranks real pairs as the PyTorch model does: cosine of every vector at least
-    0.9999, MAP equal to three digits.
+    Nothing is written unless both rank real pairs alike: cosine of each vector >= 0.9999, same MAP to 3 digits.
     """
     # PyTorch takes seconds to load; --help does not need it.
     from dckt_export.export import export_bundle

@@ -108,15 +108,12 @@ def _corpus(run: Run, pairs: str | Path | None) -> Corpus:
     if pairs is not None:
         return read_corpus(pairs, check_images="exists")
     try:
-        # Only the pictures that are compared need decoding; but what training left out is to be left out again.
-        skip = run.facts["target"]["on_bad_pair"] == "skip"
-        return read_corpus(
-            run.target,
-            on_bad_pair="skip" if skip else "raise",
-            check_images="decode" if skip else "exists",
-        )
+        path, skip = run.target, run.facts["target"]["on_bad_pair"] == "skip"
     except (KeyError, TypeError) as error:
         raise RunError(f"{run.path}: run.json does not name the target corpus; name one with --pairs") from error
+    try:
+        # Only the pictures that are compared need decoding; but what training left out is to be left out again.
+        return read_corpus(path, on_bad_pair="skip" if skip else "raise", check_images="decode" if skip else "exists")
     except CorpusError as error:
         raise CorpusError(
             f"{error}\nthis is the target corpus that the run was trained on; if it has moved, name it with --pairs"

@@ -133,7 +133,15 @@ def test_errors_are_one_message_and_exit_code_2(dckt_export, finished_run, tmp_p
 def test_help_shows_examples_and_the_defaults_of_the_function(dckt_export):
     code, out, _ = dckt_export("--help")
     assert code == 0
-    for part in ("dckt-export runs/shop --out shop.dckt", "--representation", "--pairs", "--opset", "--json"):
+    parts = (
+        "dckt-export runs/shop --out shop.dckt",
+        "--representation",
+        "--pairs",
+        "--opset",
+        "--json",
+        "target corpus",
+    )
+    for part in parts:
         assert part in out
     defaults = export_module.export_bundle.__kwdefaults__
     for name in ("representation", "split", "limit", "opset"):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from dckt_trainer.adversarial import reversal_schedule, reverse_gradient
 from torch.nn import functional
+
+from dckt_trainer.adversarial import reversal_schedule, reverse_gradient
 
 
 def test_sign_and_scale():

@@ -3,6 +3,7 @@
 import tomllib
 
 import pytest
+
 from dckt.errors import ConfigError
 from dckt_trainer.config import PRESET_FOLDER, Config, dump_config, load_config, preset_names
 
@@ -47,7 +48,16 @@ def test_every_mistake_at_once(tmp_path):
         load_config(path)
     text = str(caught.value)
     assert "8 mistakes" in text
-    for part in ("sede", "network.width", "transfer.alpha", "papr", "transfer.rounds", "windows", "optimizer.lr", "fc10"):
+    for part in (
+        "sede",
+        "network.width",
+        "transfer.alpha",
+        "papr",
+        "transfer.rounds",
+        "windows",
+        "optimizer.lr",
+        "fc10",
+    ):
         assert part in text
     assert "at most 1" in text
     assert "more than 0" in text

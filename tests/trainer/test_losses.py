@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from dckt_trainer.config import LossConfig, MmdConfig
 from dckt_trainer.losses import Batch, joint_terms, pair_loss, pretraining_terms, semantic_loss
 from dckt_trainer.network import DomainNetwork

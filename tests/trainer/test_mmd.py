@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from dckt_trainer.config import MmdConfig
 from dckt_trainer.mmd import bandwidth, mmd
 
@@ -21,7 +22,10 @@ def naive_gamma(rows):
 def naive_quadratic(source, target, kernels, factor):
     s, t = source.tolist(), target.tolist()
     gamma = naive_gamma(s + t)
-    k = lambda a, b: naive_kernel(a, b, gamma, kernels, factor)
+
+    def k(a, b):
+        return naive_kernel(a, b, gamma, kernels, factor)
+
     n, m = len(s), len(t)
     within_s = sum(k(s[i], s[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
     within_t = sum(k(t[i], t[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
@@ -31,7 +35,10 @@ def naive_quadratic(source, target, kernels, factor):
 def naive_linear(source, target, kernels, factor):
     s, t = source.tolist(), target.tolist()
     gamma = naive_gamma(s + t)
-    k = lambda a, b: naive_kernel(a, b, gamma, kernels, factor)
+
+    def k(a, b):
+        return naive_kernel(a, b, gamma, kernels, factor)
+
     values = [
         k(s[i], s[i + 1]) + k(t[i], t[i + 1]) - k(s[i], t[i + 1]) - k(s[i + 1], t[i])
         for i in range(0, min(len(s), len(t)) // 2 * 2, 2)
@@ -67,14 +74,13 @@ def test_mean_of_quadruple_draws_is_the_quadratic_value(batches):
 def test_is_zero_in_expectation_for_equal_distributions(estimator):
     generator = torch.Generator().manual_seed(1)
     config = MmdConfig(estimator=estimator)
-    values = torch.tensor(
-        [
-            float(mmd(torch.randn(16, 8, generator=generator), torch.randn(16, 8, generator=generator), config, generator))
-            for _ in range(600)
-        ]
-    )
+
+    def normal(rows):
+        return torch.randn(rows, 8, generator=generator)
+
+    values = torch.tensor([float(mmd(normal(16), normal(16), config, generator)) for _ in range(600)])
     assert abs(float(values.mean())) < 4 * float(values.std()) / math.sqrt(len(values))
-    shifted = mmd(torch.randn(64, 8, generator=generator), torch.randn(64, 8, generator=generator) + 3, config, generator)
+    shifted = mmd(normal(64), normal(64) + 3, config, generator)
     assert float(shifted) > 10 * abs(float(values.mean()))
 
 
@@ -90,11 +96,14 @@ def test_gradient_reaches_both_domains_and_gamma_is_a_constant(batches, estimato
     gamma = 1 / ((torch.cdist(union, union) ** 2).sum() / (13 * 12))
     assert bandwidth(torch.cdist(union, union) ** 2, "mean") == pytest.approx(float(gamma))
     if estimator == "quadratic":
-        held = lambda s, t: (
-            ((torch.exp(-gamma * torch.cdist(s, s) ** 2).sum() - 7) / 42)
-            + ((torch.exp(-gamma * torch.cdist(t, t) ** 2).sum() - 6) / 30)
-            - 2 * torch.exp(-gamma * torch.cdist(s, t) ** 2).mean()
-        )
+
+        def held(s, t):
+            return (
+                ((torch.exp(-gamma * torch.cdist(s, s) ** 2).sum() - 7) / 42)
+                + ((torch.exp(-gamma * torch.cdist(t, t) ** 2).sum() - 6) / 30)
+                - 2 * torch.exp(-gamma * torch.cdist(s, t) ** 2).mean()
+            )
+
         step = torch.zeros_like(source.detach())
         step[2, 1] = 1e-6
         with torch.no_grad():

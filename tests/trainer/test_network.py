@@ -1,9 +1,10 @@
 """Acceptance tests 8 and 9: stacked normalisation, and domains that share nothing."""
 
 import torch
+
+from dckt_trainer.config import OptimizerConfig
 from dckt_trainer.network import DomainNetwork, copy_of
 from dckt_trainer.optimize import sgd
-from dckt_trainer.config import OptimizerConfig
 
 
 def network(classes=4, seed=0):

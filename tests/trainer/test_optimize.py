@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from dckt.errors import TrainingError
 from dckt_trainer.config import LossConfig, MmdConfig, OptimizerConfig
 from dckt_trainer.losses import Term, joint_terms, pretraining_terms
 from dckt_trainer.network import DomainNetwork
 from dckt_trainer.optimize import Domain, inv_rate, optimize, sgd
 from dckt_trainer.pairs import PairSet, PairStream
-from torch import nn
 
 CPU = torch.device("cpu")
 MEDIA = ("image", "text")
@@ -35,11 +36,17 @@ def network(seed=0, *, norm=True):
     return net
 
 
-def run(net, pairs, *, batch, accumulate, passes, config=OptimizerConfig(), seed=0):
+def run(net, pairs, *, batch, accumulate, passes, seed=0):
     terms = pretraining_terms("target", MEDIA, LossConfig())
     domains = {"target": Domain(net, stream(pairs, batch, seed))}
     return optimize(
-        domains, terms, sgd([net], config), passes=passes, accumulate=accumulate, rate=lambda s: 0.05, stage="test"
+        domains,
+        terms,
+        sgd([net], OptimizerConfig()),
+        passes=passes,
+        accumulate=accumulate,
+        rate=lambda s: 0.05,
+        stage="test",
     )
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from dckt_trainer.selection import domain_consistency, select, selection_probability
 
 # Worked by hand from eq. 13 at alpha = .2, for AP^q of 0, .25, .5, .75 and 1 times the largest.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from dckt.errors import ConfigError, CorpusError, RunError
 from dckt.metrics import cross_media_map
 from dckt.preprocessing import image_batch, token_batch
@@ -253,7 +254,7 @@ def test_a_changed_corpus_stops_a_resume(corpora, cache, tmp_path):
         run_training(mine, tmp_path / "run", cache, reporter=StopAfter("word vectors"))
     manifest = mine / "target" / "pairs.jsonl"
     manifest.write_text("\n".join(manifest.read_text(encoding="utf-8").splitlines()[1:]), encoding="utf-8")
-    with pytest.raises(RunError, match="target corpus .* changed"):
+    with pytest.raises(RunError, match=r"target corpus .* changed"):
         resume(tmp_path / "run", cache=cache)
 
 

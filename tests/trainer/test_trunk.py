@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
+
 from dckt.errors import ConfigError
 from dckt_trainer.config import ImageConfig
 from dckt_trainer.trunk import build_trunk
-from safetensors.torch import save_file
 
 SMALL = {"trunk": "squeezenet1_1", "weights": "random", "side": 48}
 

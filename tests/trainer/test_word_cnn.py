@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from dckt.errors import ConfigError
 from dckt_trainer.config import TextConfig
 from dckt_trainer.word_cnn import MAX_NORM, WordCNN, text_vectors, train_word_cnn
@@ -63,7 +64,9 @@ def test_word_vectors_stay_frozen_and_training_leaves_the_start_as_it_was():
     assert max(f["validation_accuracy"] for f in figures) == 1.0
     assert len(figures) == 6
     again = train_word_cnn(start, (texts, labels), (texts[:4], labels[:4]), config, seed=0, stream="t", device=CPU)
-    assert all(torch.equal(a, b) for a, b in zip(trained.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 def test_the_best_pass_on_validation_is_kept():

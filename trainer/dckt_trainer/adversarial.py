@@ -14,18 +14,18 @@ from torch import Tensor
 
 class _Reversal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, scale: float) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, values: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: D102
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return -ctx.scale * gradients[0], None
 
 
 def reverse_gradient(values: Tensor, scale: float) -> Tensor:
     """The same values, of any shape; in the backward pass the gradient is multiplied by ``-scale``."""
-    reversed_values: Tensor = _Reversal.apply(values, scale)  # type: ignore[no-untyped-call]
+    reversed_values: Tensor = _Reversal.apply(values, scale)
     return reversed_values
 
 

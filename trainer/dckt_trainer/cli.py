@@ -152,7 +152,7 @@ def _show(run: Any, *, as_json: bool) -> None:
     for place, column in enumerate(figures.columns):
         table.add_column(column, justify="left" if place == 0 else "right")
     for row in figures.rows:
-        table.add_row(*row)
+        table.add_row(*map(str, row))
     console = Console()
     console.print(table)
     console.print(f"report: {run.path / 'report.html'}", soft_wrap=True, highlight=False)

@@ -50,8 +50,8 @@ class TextConfig:
     """Word vectors and the Word CNN (Kim, 2014) that turns a text into one vector.
 
     Attributes:
-        vectors: ``word2vec`` (skip-gram, trained on the training texts of both domains) or a file of vectors in word2vec
-            text or binary format.
+        vectors: ``word2vec`` (skip-gram, trained on the training texts of both domains) or a file of vectors in
+            word2vec text or binary format.
         dimension: width of the word vectors that are trained here; a file brings its own.
         min_count: a word that the training texts hold more rarely than this is unknown.
         epochs: passes of skip-gram over the texts.

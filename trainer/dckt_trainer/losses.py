@@ -1,7 +1,7 @@
 """The loss terms of DCKT, as data.
 
-A term is a name, a weight and a pure function of the two domains' activations, so an ablation is a weight of zero and a new
-term is one more entry. Shape letters: B pairs a batch, D width, C classes.
+A term is a name, a weight and a pure function of the two domains' activations, so an ablation is a weight of zero and
+a new term is one more entry. Shape letters: B pairs a batch, D width, C classes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The network of one domain (Figure 2 of the paper).
 
-Shape letters: B pairs, D width, C classes, M media. Source and target have networks of one shape and share no parameter.
+Shape letters: B pairs, D width, C classes, M media. Source and target have networks of one shape and share no
+parameter.
 
     image features -> fc6 -> fc7 --+                     each of fc6 to fc9 is followed by
                                    +--> fc8 -> fc9 -> fc10     batch normalisation (no affine)

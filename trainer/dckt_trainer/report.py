@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from dckt.report import Card, Figure, Gallery, GalleryRow, Table, thumbnail, write_report
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Plot
 from numpy.typing import NDArray
 
+from dckt.report import Card, Figure, Gallery, GalleryRow, Table, thumbnail, write_report
 from dckt_trainer.data.corpus import Corpus, Pair
 from dckt_trainer.evaluate import represent
 from dckt_trainer.network import DomainNetwork

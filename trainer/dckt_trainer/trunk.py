@@ -1,7 +1,7 @@
 """The frozen convolutional trunk: pixels to one feature vector.
 
-Shape letters: B batch, S side, F features. The trunk owns the normalisation of pixels, so the exported graph takes the same
-uint8 pixels that the feature cache was made from.
+Shape letters: B batch, S side, F features. The trunk owns the normalisation of pixels, so the exported graph takes
+the same uint8 pixels that the feature cache was made from.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ class Trunk(nn.Module):
         scaled = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         maps = self.body(scaled)
         if self.grid == 1:  # the same numbers as pooling, but an exported mean is one node and not eight
-            return maps.mean((2, 3))
-        return functional.adaptive_avg_pool2d(maps, self.grid).flatten(1)
+            means: Tensor = maps.mean((2, 3))
+            return means
+        pooled: Tensor = functional.adaptive_avg_pool2d(maps, self.grid)
+        return pooled.flatten(1)
 
     @property
     def features(self) -> int:
@@ -119,7 +121,7 @@ def _trunk(config: ImageConfig, network: nn.Module, spec: ImageSpec) -> Trunk:
     if body is None:
         raise ConfigError(
             f"image.trunk is {config.trunk!r}, which has no plain convolutional features; "
-            "use one of the families vgg, squeezenet, mobilenet, densenet, efficientnet, convnext, resnet, resnext, regnet"
+            "use a network of the families vgg, squeezenet, mobilenet, densenet, efficientnet, convnext, resnet, regnet"
         )
     return Trunk(body, config.grid or (7 if config.trunk.startswith("vgg") else 1), spec)
 

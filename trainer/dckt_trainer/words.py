@@ -1,7 +1,7 @@
 """Word vectors and the vocabulary, ONE for both domains.
 
-The source network must read target texts when it scores them (section 4 of the paper), so both domains share one table of
-words. It is made from training texts only.
+The source network must read target texts when it scores them (section 4 of the paper), so both domains share one
+table of words. It is made from training texts only.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _from_file(sentences: list[list[str]], config: TextConfig) -> Words:
         table = KeyedVectors.load_word2vec_format(str(path), binary=path.suffix == ".bin")
     except (ValueError, EOFError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(
-            f"text.vectors: {path} is not in word2vec format ({error}); expected a first line 'words width', then a word "
-            "and its numbers a line, or the binary form in a .bin file"
+            f"text.vectors: {path} is not in word2vec format ({error}); expected a first line 'words width', then "
+            "a word and its numbers a line, or the binary form in a .bin file"
         ) from error
     if not np.isfinite(table.vectors).all():
         raise ConfigError(f"text.vectors: {path} holds numbers that are not finite")

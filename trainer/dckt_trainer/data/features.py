@@ -1,7 +1,7 @@
 """Trunk features of a corpus, computed once and kept on disk.
 
-A cache file is named by the content that it was made from: the trunk's weights and settings, and every picture's bytes in
-order. So an edited picture or another trunk is another file, never a wrong answer. Files are memory-mapped.
+A cache file is named by the content that it was made from: the trunk's weights and settings, and every picture's
+bytes in order. So an edited picture or another trunk is another file, never a wrong answer. Files are memory-mapped.
 """
 
 from __future__ import annotations
