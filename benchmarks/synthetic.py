@@ -13,7 +13,7 @@ from pathlib import Path
 from dckt_trainer.data.synthetic import write_synthetic
 from grid import Row, grid, markdown, save
 
-BASE = ["image.weights=random", "image.side=96"]
+BASE = ["image.trunk=alexnet", "image.weights=random", "image.side=128", "image.grid=3", "image.crop_share=1.0"]
 SETTINGS = {
     "dckt": BASE,
     "from-source": [*BASE, "pretrain.target_start=source", "transfer.rounds=0"],

@@ -53,7 +53,9 @@ def synthetic_corpora() -> tuple[Path, Path, list[str]]:
     """Writes generated corpora; a trunk with random weights serves their simple pictures."""
     corpora = OUT / "corpora"
     command("dckt-train", "synthetic", corpora)
-    settings = ["--weights", "random", "--set", "image.side=96"]
+    settings = ["--trunk", "alexnet", "--weights", "random"]
+    for change in ("image.side=128", "image.grid=3", "image.crop_share=1.0"):
+        settings += ["--set", change]
     return corpora / "source", corpora / "target", settings
 
 

@@ -112,4 +112,4 @@ def _table(title: str, columns: list[str]) -> Table:
 
 def main() -> None:
     """Entry point of `dckt-export`."""
-    run_app(app)
+    run_app(app, extra="export")

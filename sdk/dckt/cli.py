@@ -259,15 +259,17 @@ def _show_failures(console: Console, skipped: Iterable[str], reports: Mapping[st
 
 
 def _show_hits(result: SearchResult) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("rank", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("medium")
-    table.add_column("id", overflow="fold")
-    table.add_column("about", overflow="ellipsis", no_wrap=True)
+    table = Table(box=None, pad_edge=False, expand=True)
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("medium", no_wrap=True)
+    table.add_column("id", overflow="fold", max_width=32, min_width=8)
+    table.add_column("about", overflow="ellipsis", no_wrap=True, ratio=1)
     for rank, hit in enumerate(result, start=1):
-        about = ", ".join(f"{key}: {value}" for key, value in hit.metadata.items())
-        table.add_row(str(rank), f"{hit.score:.4f}", hit.medium, _clean(hit.id), _clean(" ".join(about.split())))
+        # What a reader looks for comes first.
+        facts = sorted(hit.metadata.items(), key=lambda fact: fact[0] != "text")
+        about = " ".join(", ".join(f"{key}: {value}" for key, value in facts).split())
+        table.add_row(str(rank), f"{hit.score:.4f}", hit.medium, _clean(hit.id), _clean(about))
     console = Console(highlight=False)
     if not result:
         console.print("no hits; is there anything of that medium in the index? (dckt inspect INDEX)")

@@ -276,3 +276,23 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_long_metadata_leaves_room_for_the_rest(run, monkeypatch, tiny_bundle, tmp_path):
+    file = tmp_path / "t.jsonl"
+    file.write_text(json.dumps({"id": "handbag-0007", "text": "red " * 100, "note": "x" * 300}))
+    run("index", tiny_bundle, tmp_path / "i", "--texts", file)
+    monkeypatch.setenv("COLUMNS", "80")
+    out = run("search", tiny_bundle, tmp_path / "i", "-t", "red", "--media", "text")[1]
+    assert any(line.startswith("   1  1.0000  text    handbag-0007  text: red") for line in out.splitlines())
+
+
+@pytest.mark.data
+def test_odd_pictures_are_indexed_or_named(run, tiny_bundle, tmp_path, data_dir):
+    folder = data_dir / "odd_images"
+    expected = json.loads((folder / "expected.json").read_text())
+    code, _, err = run("index", tiny_bundle, tmp_path / "i", "--images", folder, "--on-error", "skip")
+    assert code == 0
+    assert f"added {sum(about['valid'] for about in expected.values())} images" in err
+    for name, about in expected.items():
+        assert (f"left out: image '{name}'" in err) == (not about["valid"])

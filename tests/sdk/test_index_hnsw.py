@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import hnswlib
@@ -358,6 +359,60 @@ def test_h12_adding_growing_deleting_and_searching_at_once(tmp_path):
         assert not errors
         assert len(index) == 2500
         assert search_state(index)[0] == "hnsw"
+
+
+def test_h12_growing_and_searching_exclude_each_other():
+    graph = graph_of(unit(300))
+    watched = graph._index = _Watched(graph._index)
+    done = threading.Event()
+
+    def search():
+        while not done.is_set():
+            graph.nearest(unit(2))
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for start in range(300, 900, 60):
+        graph.add(np.arange(start, start + 60), unit(60, seed=start), threads=1)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert watched.searches > 0
+    assert not watched.collisions
+
+
+class _Watched:
+    """Notes when hnswlib is changed and searched at the same time."""
+
+    def __init__(self, index):
+        self._index = index
+        self.changing = False
+        self.searches, self.collisions = 0, []
+
+    def knn_query(self, *arguments, **options):
+        self.searches += 1
+        if self.changing:
+            self.collisions.append("search during a change")
+        time.sleep(0.001)
+        return self._index.knn_query(*arguments, **options)
+
+    def _change(self, call, *arguments, **options):
+        self.changing, before = True, self.searches
+        time.sleep(0.003)
+        call(*arguments, **options)
+        if self.searches != before:
+            self.collisions.append("search during a change")
+        self.changing = False
+
+    def add_items(self, *arguments, **options):
+        self._change(self._index.add_items, *arguments, **options)
+
+    def resize_index(self, *arguments):
+        self._change(self._index.resize_index, *arguments)
+
+    def __getattr__(self, name):
+        return getattr(self._index, name)
 
 
 def test_h13_one_thread_makes_the_same_graph_byte_for_byte(tmp_path):

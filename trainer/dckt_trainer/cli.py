@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import dckt
 from dckt.console import run as run_app
 from dckt.errors import ConfigError
 from dckt_trainer.config import dump_config, load_config, preset_names
@@ -18,15 +19,15 @@ from dckt_trainer.progress import Bars, Silent, counted
 EXAMPLES = """
 Examples:
 
-  dckt-train synthetic corpora\n
-  dckt-train --source corpora/source --target corpora/target --preset small --weights random --out runs/first
+  dckt-train synthetic corpora
 
-  dckt-train --source caltech101 --target pascal_sentences --preset small \\\n
-      --trunk mobilenet_v2 --weights mobilenet_v2.safetensors --out runs/pascal
+  dckt-train --source big --target mine --preset small --out runs/mine
 
-  dckt-train --source S --target T --set transfer.alpha=0.4 --set network.width=1024 --out runs/wide
+  dckt-train --source big --target mine --preset small --weights net.safetensors --out run
 
-  dckt-train --resume runs/wide
+  dckt-train --source big --target mine --set transfer.alpha=0.4 --width 1024 --out run2
+
+  dckt-train --resume runs/mine
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
@@ -58,17 +59,21 @@ def train_command(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     cache: Annotated[
-        Path | None, typer.Option(help="Folder of cached image features [default: $DCKT_CACHE or ~/.cache/dckt].")
+        Path | None, typer.Option(help="Folder of cached image features Unless given, $DCKT_CACHE, else ~/.cache/dckt.")
     ] = None,
     on_bad_pair: Annotated[str, typer.Option(help="raise lists all bad pairs; skip leaves them out.")] = "raise",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run folder.")] = False,
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the configuration as resolved, and stop.")
     ] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON, no progress.")] = False,
 ) -> None:
     """Trains cross-media retrieval for a small collection, with knowledge from a large one (DCKT)."""
     if context.invoked_subcommand:
+        return
+    if show_version:
+        typer.echo(f"dckt-train {dckt.__version__}")
         return
     named = {
         "image.trunk": trunk,
@@ -112,7 +117,7 @@ def train_command(
     _show(run, as_json=as_json)
 
 
-@app.command("synthetic", epilog="Example: dckt-train synthetic corpora --pairs 10 --seed 3")
+@app.command("synthetic", epilog="Example:\n\n  dckt-train synthetic corpora --pairs 10 --seed 3")
 def synthetic_command(
     folder: Annotated[Path, typer.Argument(help="Where the corpora source/ and target/ are written.")],
     seed: Annotated[int, typer.Option(help="Another seed, other classes, pictures and texts.")] = 0,
@@ -161,4 +166,4 @@ def _show(run: Any, *, as_json: bool) -> None:
 
 def main() -> None:
     """Entry point of `dckt-train`."""
-    run_app(app)
+    run_app(app, extra="train")

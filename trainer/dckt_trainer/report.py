@@ -61,26 +61,26 @@ def write_run_report(run: Run, corpus: Corpus, network: DomainNetwork, pairs: Pa
 def map_table(evaluation: dict[str, Any]) -> Table:
     """MAP on the test split, with and without transfer."""
     names = {
-        "model_t0": "without transfer: Model_t(0)",
-        "last": "with transfer, last round",
-        "best": "with transfer, best round on validation",
+        "model_t0": "no transfer, Model_t(0)",
+        "last": "DCKT, last round",
+        "best": "DCKT, best on validation",
     }
     test, kept = evaluation["test"], evaluation["kept"]
     rows = [
         (
-            title + (" (kept)" if key == kept else ""),
+            title + (" *" if key == kept else ""),
             str(test[key]["round"]),
             *(f"{test[key][way]:.3f}" for way in ("image_to_text", "text_to_image", "average")),
-            f"{test[key]['lowest']:.3f} to {test[key]['highest']:.3f}",
+            f"{test[key]['lowest']:.3f}-{test[key]['highest']:.3f}",
         )
         for key, title in names.items()
     ]
     return Table(
         f"MAP on {test['pairs']} test pairs",
-        ("target network", "round", "image → text", "text → image", "average", "order of ties"),
+        ("target network", "round", "I → T", "T → I", "average", "ties"),
         tuple(rows),
-        "Mean average precision over the whole ranking, cosine of class probabilities; equal similarities count by "
-        "expectation, and the last column gives the unluckiest and the luckiest order. The test split was read once.",
+        "* is kept. Image to text and text to image, mean average precision over the whole ranking by cosine of class "
+        "probabilities. Equal similarities count by expectation; 'ties' has the unluckiest and the luckiest order.",
     )
 
 

@@ -17,7 +17,7 @@ from dckt.errors import ConfigError, RunError
 from dckt.metrics import CrossMediaMAP
 from dckt.preprocessing import TextSpec, Vocabulary
 from dckt_trainer.checkpoint import load_tensors, load_with_metadata, save_tensors
-from dckt_trainer.config import Config
+from dckt_trainer.config import Config, ImageConfig
 from dckt_trainer.data.corpus import SPLITS, Corpus, OnBadPair, Pair, Split, read_corpus
 from dckt_trainer.data.features import cached_features, default_cache
 from dckt_trainer.evaluate import evaluate
@@ -35,6 +35,7 @@ from dckt_trainer.trunk import Trunk, build_trunk
 from dckt_trainer.word_cnn import WordCNN, text_vectors, train_word_cnn
 from dckt_trainer.words import Words, learn_words
 
+SMALLEST_SPREAD = 1e-4
 Tokens: TypeAlias = dict[Split, list[list[int]]]
 
 
@@ -154,6 +155,7 @@ class _Training:
                 paths = [pair.image for pair in part]
                 rows = cached_features(self.trunk, paths, cache=self.cache, device=self.device, advance=advance)
             features[name] = torch.from_numpy(rows)
+        _check_spread(features["source.train"], self.config.image)
         return features
 
     def _words(self) -> Words:
@@ -436,6 +438,19 @@ def _check_target(corpus: Corpus) -> None:
             f"the target corpus {corpus.root} has no pairs in: {', '.join(empty)}; a target needs train, val and "
             "test pairs "
             "(leave the column split out everywhere and dckt makes a split)"
+        )
+
+
+def _check_spread(features: Tensor, config: ImageConfig) -> None:
+    """Refuses features that hardly differ: divided by the epsilon of batch normalisation, they would train nothing.
+
+    A deep trunk with random weights yields such features; its signal fades from layer to layer.
+    """
+    spread = features.std(0).max()
+    if not spread > SMALLEST_SPREAD:
+        raise ConfigError(
+            f"the trunk {config.trunk} with weights {config.weights!r} gives every picture nearly the same features "
+            f"(largest standard deviation {spread:.1e}); use trained weights, or a shallow trunk such as alexnet"
         )
 
 

@@ -16,17 +16,28 @@ from numpy.typing import NDArray
 
 from dckt.index.vectors import Float32Array, float32_error
 
-# One query over N unique vectors costs about 0.2 ns for each of its N x D numbers and 6 ns for each row (measured on
-# one core at D = 10, 20, 200, 512 and 4096), which N x (D + 30) describes well. At this many it takes 0.4 ms at D = 10
-# (62,000 vectors), 0.5 ms at D = 200 (10,900), 0.5 ms at D = 512 (4,600) and 0.6 ms at D = 4096 (600): under 2 % of
-# what encoding the query costs, with nothing to build and nothing to miss. HNSW takes about 0.1 ms there.
-EXACT_WORK = 2_500_000
+# One query over N unique vectors takes about 0.3 ns for each of its N x D numbers and 14 ns for each row, so 0.3 ns for
+# each of N x (D + 45) (measured on one busy core at D = 10, 20, 200, 512 and 4096). At this much work that is half a
+# millisecond: 29,090 vectors at D = 10, 6,530 at D = 200, 2,872 at D = 512. Encoding a query takes ten to a hundred
+# times as long, so up to here a graph, at 0.1 to 0.3 ms, has nothing to offer but its build and its misses.
+EXACT_WORK = 1_600_000
 _CHUNK = 8192
 
 
 def exact_limit(dimension: int) -> int:
     """Up to how many unique vectors ``auto`` searches exactly."""
-    return EXACT_WORK // (dimension + 30)
+    return EXACT_WORK // (dimension + 45)
+
+
+def products(matrix: Float32Array, queries: Float32Array) -> Float32Array:
+    """Inner products of queries (Q, D) with rows (N, D), in float32: (Q, N).
+
+    A single query does not go through BLAS: that would share so little work among threads that on a busy machine it
+    waits for them ten times longer than the work takes.
+    """
+    if len(queries) == 1:
+        return np.asarray(np.einsum("nd,d->n", matrix, queries[0]))[None]
+    return queries @ matrix.T
 
 
 def similarities(matrix: Float32Array, query: Float32Array) -> Float32Array:
@@ -34,7 +45,7 @@ def similarities(matrix: Float32Array, query: Float32Array) -> Float32Array:
     wide = query.astype(np.float64)
     scores = np.empty(len(matrix), dtype=np.float32)
     for start in range(0, len(matrix), _CHUNK):
-        scores[start : start + _CHUNK] = matrix[start : start + _CHUNK].astype(np.float64) @ wide
+        scores[start : start + _CHUNK] = np.einsum("nd,d->n", matrix[start : start + _CHUNK].astype(np.float64), wide)
     return scores + np.float32(0)
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dckt.index.exact import exact_limit, ranked, shortlist, similarities
+from dckt.index.exact import exact_limit, products, ranked, shortlist, similarities
 from dckt.index.hnsw import RECALL_TARGET, HnswGraph
 from dckt.index.snapshot import GraphReport, SnapshotError
 from dckt.index.store import Change, Contents
@@ -174,30 +175,32 @@ class Shelf:
         k = min(k, self.items)
         if not k:
             return [[] for _ in queries]
-        if self.graph is None:
-            return self._search_exactly(queries, k)
-        pages = self.graph.nearest(queries)
-        if pages is None:
-            return self._search_exactly(queries, k)
-        found = []
-        for place, (query, page) in enumerate(zip(queries, pages, strict=True)):
-            hits = self._search_page(query, page, k)
-            found.append(self._search_exactly(queries[place : place + 1], k)[0] if hits is None else hits)
-        return found
-
-    def _search_exactly(self, queries: Float32Array, k: int) -> list[list[tuple[float, str]]]:
-        found = []
         step = max(1, _PRODUCT_NUMBERS // self._rows)
-        for start in range(0, len(queries), step):
-            part = queries[start : start + step]
-            for query, products in zip(part, part @ self.matrix.T, strict=True):
-                rows = self._best_rows(products, k)
-                scores = similarities(self.matrix[rows], query)
-                found.append(ranked(rows, scores, self._postings, k))
-        return found
+        parts = (queries[start : start + step] for start in range(0, len(queries), step))
+        return [hits for part in parts for hits in self._search_part(part, k)]
 
-    def _search_page(self, query: Float32Array, page: NDArray[np.int64], k: int) -> list[tuple[float, str]] | None:
-        """Answers from the graph's page and the tail; None when that cannot be as good as an exact answer."""
+    def _search_part(self, queries: Float32Array, k: int) -> Iterator[list[tuple[float, str]]]:
+        pages = self.graph.nearest(queries) if self.graph else None
+        if pages is None:
+            for query, scores in zip(queries, products(self.matrix, queries), strict=True):
+                yield self._search_exactly(query, scores, k)
+            return
+        tails = products(self.matrix[self.covered :], queries)
+        for query, page, tail in zip(queries, pages, tails, strict=True):
+            hits = self._search_page(query, page, tail, k)
+            if hits is None:
+                hits = self._search_exactly(query, products(self.matrix, query[None])[0], k)
+            yield hits
+
+    def _search_exactly(self, query: Float32Array, scores: Float32Array, k: int) -> list[tuple[float, str]]:
+        """Answers from the float32 products (N,) of a query with every row."""
+        rows = self._best_rows(scores, k)
+        return ranked(rows, similarities(self.matrix[rows], query), self._postings, k)
+
+    def _search_page(
+        self, query: Float32Array, page: NDArray[np.int64], tail: Float32Array, k: int
+    ) -> list[tuple[float, str]] | None:
+        """Answers from the graph's page and the products with the tail; None when it takes more to be sure."""
         places = np.searchsorted(self.labels, page)
         places[places == self._rows] = 0
         rows = places[(self.labels[places] == page) & (places < self.covered)]
@@ -206,19 +209,19 @@ class Shelf:
         if len(page) < len(self.graph or ()):
             # What the graph left out may tie with the worst of its page; above that the page is complete.
             floor = float(scores.min(initial=2.0)) + float32_error(self.dimension)
-        if self.covered < self._rows:
-            tail = self._best_rows(self.matrix[self.covered :] @ query, k, first=self.covered)
-            rows = np.concatenate([rows, tail])
-            scores = np.concatenate([scores, similarities(self.matrix[tail], query)])
+        if len(tail):
+            best = self._best_rows(tail, k, first=self.covered)
+            rows = np.concatenate([rows, best])
+            scores = np.concatenate([scores, similarities(self.matrix[best], query)])
         certain = scores > floor
         hits = ranked(rows[certain], scores[certain], self._postings, k)
         return hits if len(hits) == k else None
 
-    def _best_rows(self, products: Float32Array, k: int, first: int = 0) -> NDArray[np.int64]:
+    def _best_rows(self, scores: Float32Array, k: int, first: int = 0) -> NDArray[np.int64]:
         """Rows from ``first`` on that hold the best k items; every row in use holds at least one."""
         unused = [row - first for row in self._unused if row >= first]
-        products[unused] = -2
-        return first + shortlist(products, min(k, len(products) - len(unused)), self.dimension)
+        scores[unused] = -2
+        return first + shortlist(scores, min(k, len(scores) - len(unused)), self.dimension)
 
     # --- rows ---
 
