@@ -397,7 +397,7 @@ def _medium_info(shelf: Shelf) -> MediumInfo:
         items=shelf.items,
         unique_vectors=len(shelf),
         search="hnsw" if shelf.graph else "exact",
-        in_graph=shelf.covered,
+        in_graph=shelf.in_graph(),
         ef=shelf.graph.ef if shelf.graph else None,
         recall_at_10=shelf.report.recall if shelf.report else None,
     )

@@ -109,12 +109,13 @@ class Shelf:
             limit = min(limit, len(self.graph) // 4)
         return tail > limit or self.unused_share() > UNUSED_LIMIT
 
+    def in_graph(self) -> int:
+        """How many unique vectors that are in use the graph covers."""
+        return self.covered - sum(row < self.covered for row in self._unused)
+
     def unused_share(self) -> float:
         """The share of the graph's vectors that no item uses any more."""
-        if not self.graph:
-            return 0.0
-        used = self.covered - sum(row < self.covered for row in self._unused)
-        return 1 - used / len(self.graph)
+        return 1 - self.in_graph() / len(self.graph) if self.graph else 0.0
 
     # --- the graph ---
 
