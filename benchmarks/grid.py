@@ -1,19 +1,24 @@
-"""Runs settings over seeds and tabulates test MAP. A run that is complete is not run again."""
+"""Runs settings over seeds and tabulates test MAP.
+
+A run that is complete is not run again. Runs of one seed that differ in the joint stage alone share what comes before.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dckt_trainer.config import Config, load_config
+from dckt_trainer.config import Config, MmdConfig, TransferConfig, load_config
 from dckt_trainer.progress import Bars
-from dckt_trainer.runs import open_run
+from dckt_trainer.runs import create_run, open_run
 from dckt_trainer.train import resume, train
 
+PRETRAINED = ("words", "text-source", "text-target", "source-0", "target-0")
 WAYS = ("image_to_text", "text_to_image", "average")
 
 
@@ -26,9 +31,22 @@ class Row:
     network: str
 
 
-def outcome(source: Path, target: Path, out: Path, config: Config) -> dict[str, Any]:
-    """The evaluation of one run, which is trained, gone on with, or read, as it needs."""
+def outcome(source: Path, target: Path, out: Path, config: Config, earlier: Sequence[Path] = ()) -> dict[str, Any]:
+    """The evaluation of one run, which is trained, gone on with, or read, as it needs.
+
+    Args:
+        source: a corpus.
+        target: a corpus.
+        out: the run folder.
+        config: the run's configuration.
+        earlier: complete runs on the same corpora, whose pretraining may serve.
+    """
     reporter = Bars()
+    for base in map(open_run, earlier):
+        if not out.exists() and _before_joint(base.config) == _before_joint(config):
+            run = create_run(out, config, base.facts["source"], base.facts["target"])
+            for name in PRETRAINED:
+                shutil.copy(base.checkpoints / f"{name}.safetensors", run.checkpoints)
     if (out / "run.json").exists():
         run = open_run(out)
         if run.config != config:
@@ -37,6 +55,12 @@ def outcome(source: Path, target: Path, out: Path, config: Config) -> dict[str, 
     else:
         run = train(source, target, out, config, reporter=reporter)
     return run.evaluation
+
+
+def _before_joint(config: Config) -> Config:
+    """The configuration less all that only the joint stage reads."""
+    losses = replace(config.losses, mmd_fc6=0, mmd_fc7=0, mmd_fc8=0, mmd_fc9=0)
+    return replace(config, transfer=TransferConfig(), mmd=MmdConfig(), losses=losses)
 
 
 def grid(
@@ -56,9 +80,12 @@ def grid(
     """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in settings}
     for seed, (source, target) in corpora.items():
+        earlier: list[Path] = []
         for name, changes in settings.items():
             config = load_config(preset, [*changes, f"seed={seed}"])
-            found[name].append(outcome(source, target, out / f"{name}-{seed}", config))
+            path = out / f"{name}-{seed}"
+            found[name].append(outcome(source, target, path, config, earlier))
+            earlier.append(path)
     return found
 
 

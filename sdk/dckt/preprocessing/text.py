@@ -21,6 +21,7 @@ from dckt.errors import ConfigError, TextError
 
 PADDING, UNKNOWN = 0, 1
 SPECIAL = ("<pad>", "<unk>")
+_ASCII_WORD = re.compile(r"\w+(?:'\w+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,9 @@ def tokenize(text: str) -> list[str]:
     ['a', 'red', 'leather', 'handbag', "isn't", 'it']
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return _word().findall(folded.replace("\u2019", "'"))
+    # Looking through Unicode for marks takes a fifth of a second, which a first query in English need not wait for.
+    word = _ASCII_WORD if folded.isascii() else _word()
+    return word.findall(folded.replace("\u2019", "'"))
 
 
 @dataclass(frozen=True)
