@@ -28,7 +28,7 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/.dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadscope
 
 bench-transfer: $(VENV)/.export
 	$(BIN)/python benchmarks/transfer.py

@@ -6,7 +6,7 @@ import torch
 
 from dckt.errors import ConfigError
 from dckt_trainer.config import TextConfig
-from dckt_trainer.word_cnn import MAX_NORM, WordCNN, text_vectors, train_word_cnn
+from dckt_trainer.word_cnn import MAX_NORM, WordCNN, _batches, text_vectors, train_word_cnn
 from dckt_trainer.words import learn_words
 
 CPU = torch.device("cpu")
@@ -85,6 +85,19 @@ def test_the_best_pass_on_validation_is_kept():
     vectors = text_vectors(kept, texts[:2], CPU)
     assert torch.equal(vectors, text_vectors(same, texts[:2], CPU))
     assert MAX_NORM == 3.0
+
+
+def test_batches_hold_every_text_once_beside_texts_of_like_length():
+    lengths = np.random.default_rng(0).integers(1, 90, 1030).tolist()
+    generator = torch.Generator().manual_seed(0)
+    first, second = _batches(lengths, 50, generator), _batches(lengths, 50, generator)
+    for batches in (first, second):
+        assert sorted(place for batch in batches for place in batch) == list(range(1030))
+        padded = sum(len(batch) * max(lengths[place] for place in batch) for batch in batches)
+        assert padded < 1.15 * sum(lengths)
+    assert [set(batch) for batch in first] != [set(batch) for batch in second]
+    starts = [min(lengths[place] for place in batch) for batch in first]
+    assert starts != sorted(starts)
 
 
 def test_one_vocabulary_with_seeded_vectors():

@@ -18,6 +18,7 @@ from dckt.preprocessing import token_batch
 from dckt_trainer.config import TextConfig
 from dckt_trainer.seeds import seed_of, torch_generator
 
+POOL = 20  # batches
 MAX_NORM = 3.0  # Kim's cap on the norm of each class's weights
 
 
@@ -92,7 +93,7 @@ def train_word_cnn(
         for number in range(1, config.cnn_epochs + 1):
             model.train()
             total = 0.0
-            for places in torch.split(torch.randperm(len(texts), generator=generator), config.cnn_batch):
+            for places in _batches([len(text) for text in texts], config.cnn_batch, generator):
                 rows = torch.from_numpy(token_batch([texts[i] for i in places])).to(device)
                 answers = torch.tensor([labels[i] for i in places], device=device)
                 logits = last(functional.dropout(model(rows), config.dropout))
@@ -109,6 +110,18 @@ def train_word_cnn(
                 best, best_state = accuracy, copy.deepcopy(model.state_dict())
     model.load_state_dict(best_state)
     return model.eval()
+
+
+def _batches(lengths: Sequence[int], batch: int, generator: torch.Generator) -> list[list[int]]:
+    """Places of all texts in shuffled batches, each of texts of like length, for padding costs as much as words.
+
+    Only texts that a shuffle brought near each other are sorted, so batches differ from pass to pass.
+    """
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    near = [order[start : start + POOL * batch] for start in range(0, len(order), POOL * batch)]
+    by_length = [place for pool in near for place in sorted(pool, key=lengths.__getitem__)]
+    batches = [by_length[start : start + batch] for start in range(0, len(by_length), batch)]
+    return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 def text_vectors(cnn: WordCNN, texts: Sequence[Sequence[int]], device: torch.device, batch: int = 128) -> Tensor:
