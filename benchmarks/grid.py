@@ -44,7 +44,7 @@ def outcome(source: Path, target: Path, out: Path, config: Config, earlier: Sequ
     reporter = Bars()
     for base in map(open_run, earlier):
         if not out.exists() and _before_joint(base.config) == _before_joint(config):
-            run = create_run(out, config, base.facts["source"], base.facts["target"])
+            run = create_run(out, config, base.facts["source"], base.facts["target"], trunk=base.facts["trunk"])
             for name in PRETRAINED:
                 shutil.copy(base.checkpoints / f"{name}.safetensors", run.checkpoints)
     if (out / "run.json").exists():

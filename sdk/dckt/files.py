@@ -41,25 +41,31 @@ def atomic_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
         raise
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Writes a file so that a reader, or a power cut, meets the old content or the new, and nothing else.
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Gives a sibling path to write to; when the block ends well, that file is synced and takes the place of ``path``.
+
+    A reader, or a power cut, meets the old content or the new, and nothing else.
 
     Args:
         path: the file; its folder exists.
-        data: bytes, or text that is written as UTF-8.
     """
     path = Path(path).absolute()
     partial = _sibling(path, "partial")
     try:
-        with partial.open("xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        _sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Writes bytes, or text as UTF-8, by :func:`atomic_file`."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def sha256_file(path: Path) -> str:

@@ -47,7 +47,13 @@ def test_the_sources_weights_help_over_five_seeds(tmp_path, capsys):
         alone = train(source, target, tmp_path / f"alone-{seed}", config, cache=cache, device="cpu")
         # The same run up to the target network, which now starts from the source's weights.
         config = load_config("small", [*CHANGES, f"seed={seed}", "pretrain.target_start=source"])
-        begun = create_run(tmp_path / f"from-source-{seed}", config, alone.facts["source"], alone.facts["target"])
+        begun = create_run(
+            tmp_path / f"from-source-{seed}",
+            config,
+            alone.facts["source"],
+            alone.facts["target"],
+            trunk=alone.facts["trunk"],
+        )
         for name in ("words", "text-source", "text-target", "source-0"):
             shutil.copy(alone.checkpoints / f"{name}.safetensors", begun.checkpoints)
         gains.append(map_of(resume(begun.path, cache=cache, device="cpu")) - map_of(alone))

@@ -97,7 +97,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, model: DomainModel, c
     """The run folder; do not write into it, copy it."""
     path = tmp_path_factory.mktemp("runs") / "colours"
     facts = {"path": str(corpus.root), "fingerprint": corpus.fingerprint, "on_bad_pair": "raise"}
-    run = create_run(path, config, facts, facts)
+    run = create_run(path, config, facts, facts, trunk="made by the test")
     save_model(model, path / "target", config.image)
     evaluation = {
         "kept": "best",

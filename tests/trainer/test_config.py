@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from dckt.errors import ConfigError
-from dckt_trainer.config import PRESET_FOLDER, Config, dump_config, load_config, preset_names
+from dckt_trainer.config import PRESET_FOLDER, Config, ImageConfig, dump_config, load_config, preset_names
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -71,11 +71,20 @@ def test_every_mistake_at_once(tmp_path):
         ("small", ["network.width"], "section.key=value"),
         ("small", ["seed.x=1"], "not a section"),
         ("small", ["network=3"], "expected a section"),
+        ("small", ["optimizer.lr=inf"], "expected float"),
     ],
 )
 def test_what_cannot_be_read(preset, changes, says):
     with pytest.raises(ConfigError, match=says):
         load_config(preset, changes)
+
+
+def test_strings_survive_the_file(tmp_path):
+    odd = 'a "quoted"\nline \\ of 日本 \U0001f600 \x7f'
+    config = Config(image=ImageConfig(weights=odd))
+    path = tmp_path / "config.toml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
 
 
 def test_broken_toml(tmp_path):

@@ -71,7 +71,7 @@ def test_terms_read_the_layer_that_they_name():
     assert values["mmd/common.fc9"] == mmd(s.fc9, t.fc9, MmdConfig())
     assert values["pair/target.fc7.image-text"] == pair_loss(t.fc7["image"], t.fc7["text"])
     assert values["semantic/source.text"] == semantic_loss(s.logits["text"], batches["source"].labels)
-    assert len(set(map(float, values.values()))) == len(values)
+    assert len({value.item() for value in values.values()}) == len(values)
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(LossConfig)])
@@ -91,3 +91,7 @@ def test_pretraining_has_no_mmd_and_full_semantic_weight():
         "pair/source.fc6.image-text": 1e-4,
         "pair/source.fc7.image-text": 1e-4,
     }
+    weights = LossConfig(pair_source=0.2, pair_target=0.3)
+    for domain, weight in (("source", 0.2), ("target", 0.3)):
+        found = {term.name: term.weight for term in pretraining_terms(domain, MEDIA, weights)}
+        assert found[f"pair/{domain}.fc7.image-text"] == weight

@@ -70,6 +70,14 @@ def test_text_features_are_normalised_with_affine_and_image_features_are_not():
     assert not net.fc8.norm.affine
 
 
+def test_layers_start_as_he_initialisation_has_it():
+    torch.manual_seed(0)
+    net = DomainNetwork({"image": 400, "text": 5}, 300, 4)
+    weight = net.pathways["image"].fc6.linear.weight
+    assert abs(float(weight.detach().var()) / (2 / 400) - 1) < 0.02
+    assert not net.pathways["image"].fc6.linear.bias.any()
+
+
 def test_biases_learn_faster_and_do_not_decay():
     optimizer = sgd([network()], OptimizerConfig(lr=0.1, weight_decay=0.3, bias_lr_factor=2.0))
     weights, biases = optimizer.param_groups

@@ -1,5 +1,7 @@
 """The training loop: acceptance tests 10 and 12, schedules, and the guard against numbers that are not finite."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,11 @@ def test_a_last_group_of_fewer_passes_makes_a_mean_step():
     net = network()
     log = run(net, pair_set(), batch=6, accumulate=4, passes=6)
     assert log.steps == 2
+    # One pass of a batch in a group of four is one plain step, not a quarter of it.
+    short, plain = network(), network()
+    run(short, pair_set(), batch=6, accumulate=4, passes=1)
+    run(plain, pair_set(), batch=6, accumulate=1, passes=1)
+    assert torch.equal(weights(short), weights(plain))
 
 
 def test_loss_falls_and_the_log_adds_up():
@@ -143,6 +150,22 @@ def test_a_term_that_is_not_finite_is_named():
             rate=lambda step: 0.1,
             first_step=7,
             stage="round 3",
+        )
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_noticed():
+    net = network()
+    domains = {"target": Domain(net, stream(pair_set(), 8))}
+    terms = pretraining_terms("target", MEDIA, LossConfig())
+    with pytest.raises(TrainingError, match="weights of the target are not finite"):
+        optimize(
+            domains,
+            terms,
+            sgd([net], OptimizerConfig()),
+            passes=1,
+            accumulate=1,
+            rate=lambda step: math.inf,
+            stage="test",
         )
 
 

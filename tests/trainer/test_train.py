@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 
 from dckt.errors import ConfigError, CorpusError, RunError
 from dckt.metrics import cross_media_map
 from dckt.preprocessing import image_batch, token_batch
+from dckt_trainer import pretrain as pretrain_module
+from dckt_trainer import transfer
 from dckt_trainer.checkpoint import load_with_metadata
 from dckt_trainer.config import load_config
 from dckt_trainer.data.corpus import read_corpus
@@ -22,6 +26,7 @@ from dckt_trainer.progress import Silent
 from dckt_trainer.runs import open_run
 from dckt_trainer.train import resume, train
 from dckt_trainer.trunk import build_trunk
+from dckt_trainer.word_cnn import text_vectors
 
 SMALL = [
     "image.trunk=squeezenet1_1",
@@ -38,6 +43,7 @@ SMALL = [
     "transfer.rounds=3",
     "transfer.batch=16",
     "transfer.alpha=0.5",
+    "transfer.keep=last",
 ]
 
 
@@ -166,6 +172,18 @@ def test_a_stopped_run_goes_on_to_the_same_weights(finished, corpora, cache, tmp
         "losses.mmd_fc9=0",
         "text.target_cnn=source",
         "optimizer.inv_power=5",
+        "optimizer.inv_gamma=1",
+        "optimizer.momentum=0",
+        "optimizer.weight_decay=0.1",
+        "optimizer.bias_lr_factor=5",
+        "losses.pair_source=1",
+        "mmd.bandwidth=median",
+        "mmd.factor=3",
+        "transfer.batch=8",
+        "text.dropout=0",
+        "text.min_count=4",
+        "text.max_tokens=3",
+        "image.crop_share=0.5",
     ],
 )
 def test_settings_take_effect(finished, corpora, cache, tmp_path, change):
@@ -245,6 +263,94 @@ def test_damage_is_noticed(finished, corpora, cache, tmp_path):
     (copy / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunError, match="damaged"):
         open_run(copy)
+
+
+def test_a_log_line_cut_by_a_kill_does_no_harm(finished, corpora, cache, tmp_path):
+    out = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        run_training(corpora, out, cache, reporter=StopAfter("round 2"))
+    with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"stage": "round/3", "valid')
+    run = resume(out, cache=cache, device="cpu")
+    assert run.events("metrics") == finished.events("metrics")
+
+
+def test_a_run_with_a_term_switched_off_goes_on_to_the_same_weights(corpora, cache, tmp_path):
+    whole = run_training(corpora, tmp_path / "whole", cache, "losses.semantic_source=0", "transfer.rounds=2")
+    changes = ("losses.semantic_source=0", "transfer.rounds=2")
+    with pytest.raises(KeyboardInterrupt):
+        run_training(corpora, tmp_path / "cut", cache, *changes, reporter=StopAfter("round 2"))
+    assert same(state(whole, "source"), state(resume(tmp_path / "cut", cache=cache, device="cpu"), "source"))
+
+
+def test_changed_settings_or_weights_stop_a_resume(corpora, cache, tmp_path):
+    weights = tmp_path / "w.safetensors"
+    save_file(torchvision.models.squeezenet1_1(weights=None).features.state_dict(), weights)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(corpora, tmp_path / "run", cache, f"image.weights={weights}", reporter=StopAfter("word vectors"))
+    save_file(torchvision.models.squeezenet1_1(weights=None).features.state_dict(), weights)
+    with pytest.raises(RunError, match=r"weights of the trunk .* changed"):
+        resume(tmp_path / "run", cache=cache)
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text(encoding="utf-8").replace("alpha = 0.5", "alpha = 0.6"), encoding="utf-8")
+    with pytest.raises(RunError, match="changed after the run began"):
+        resume(tmp_path / "run", cache=cache)
+
+
+def test_a_round_that_would_minimise_nothing_is_refused_at_once(corpora, cache, tmp_path):
+    zeros = [f"losses.{name}=0" for name in vars(load_config("small").losses)]
+    with pytest.raises(ConfigError, match="minimise nothing"):
+        run_training(corpora, tmp_path / "run", cache, *zeros)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_wiring_of_a_round(corpora, cache, tmp_path, monkeypatch):
+    """Algorithm 1: Model_s scores the target pairs as it reads them; round r goes into the law; steps carry over."""
+    seen = []
+
+    def spy(name):
+        real = getattr(transfer, name)
+
+        def called(*arguments, **options):
+            seen.append((name, arguments, options))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(transfer, name, called)
+
+    for name in ("represent", "select", "optimize"):
+        spy(name)
+    run = run_training(corpora, tmp_path / "run", cache, "transfer.rounds=2", "optimizer.inv_gamma=0.1")
+    by_name = {name: [(a, o) for n, a, o in seen if n == name] for name in ("represent", "select", "optimize")}
+    source_cnn, target_cnn = run.model("source").cnn, run.model("target").cnn
+    pairs = read_corpus(run.target).part("train")
+    vocabulary, spec = run.model().vocabulary, run.model().text
+    tokens = [vocabulary.encode(pair.text, spec, allow_unknown=True) for pair in pairs]
+    by_source, by_target = (text_vectors(cnn, tokens, torch.device("cpu")) for cnn in (source_cnn, target_cnn))
+    assert not torch.equal(by_source, by_target)
+    first_step = 0
+    for number, ((scored, _), (selected, _), (domains, options)) in enumerate(zip(*by_name.values(), strict=True), 1):
+        assert scored[0].classes == len(read_corpus(run.source).labels)  # Model_s
+        assert torch.equal(scored[1].features["text"], by_source)  # through its own Word CNN
+        assert (selected[0], selected[2], selected[3]) == ("paper", number, 0.5)
+        assert torch.equal(domains[0]["target"].stream.pairs.features["text"], by_target)
+        assert scored[0] is domains[0]["source"].network
+        assert options["first_step"] == first_step
+        assert options["rate"](first_step) == pytest.approx(0.01 * (1 + 0.1 * first_step) ** -0.75)
+        assert options["passes"] == 4  # 50 source pairs in batches of 16
+        first_step += options["passes"]  # accumulate is 1
+
+
+def test_pretraining_has_a_constant_rate(corpora, cache, tmp_path, monkeypatch):
+    rates = []
+    real = pretrain_module.optimize
+
+    def spy(*arguments, **options):
+        rates.extend(options["rate"](step) for step in (0, 100))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(pretrain_module, "optimize", spy)
+    run_training(corpora, tmp_path / "run", cache, "transfer.rounds=0")
+    assert set(rates) == {0.01}
 
 
 def test_a_changed_corpus_stops_a_resume(corpora, cache, tmp_path):

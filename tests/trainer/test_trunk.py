@@ -90,6 +90,8 @@ def test_weights_that_do_not_fit(tmp_path):
         ({"weights": str(tmp_path / "absent.safetensors")}, "cannot be read"),
         ({"weights": "imagenet"}, "expected 'torchvision', 'random'"),
         ({"trunk": "squeezenet9", "weights": "random"}, "squeezenet1_1"),
+        ({"trunk": "swin_t", "weights": "random"}, "convolutional features"),
+        ({"trunk": "alexnet", "weights": "random", "side": 32}, "image.side is 32, too small"),
     ]
     for changes, says in cases:
         with pytest.raises(ConfigError, match=says):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dckt.errors import ConfigError
+from dckt.errors import ConfigError, TrainingError
 from dckt_trainer.config import TextConfig
-from dckt_trainer.word_cnn import MAX_NORM, WordCNN, _batches, text_vectors, train_word_cnn
+from dckt_trainer.word_cnn import WordCNN, _batches, text_vectors, train_word_cnn
 from dckt_trainer.words import learn_words
 
 CPU = torch.device("cpu")
@@ -84,7 +84,28 @@ def test_the_best_pass_on_validation_is_kept():
     same = train_word_cnn(model, (texts, labels), ([], []), shorter, seed=1, stream="t", device=CPU)
     vectors = text_vectors(kept, texts[:2], CPU)
     assert torch.equal(vectors, text_vectors(same, texts[:2], CPU))
-    assert MAX_NORM == 3.0
+
+
+def test_the_last_layers_norm_is_capped_and_a_loss_that_is_not_finite_stops(monkeypatch):
+    made = []
+    real = torch.nn.Linear
+
+    class Spy(real):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(torch.nn, "Linear", Spy)
+    texts, labels = [[2, 3], [4, 5]] * 10, [0, 1] * 10
+    vectors = cnn(windows=(2,))
+    with torch.no_grad():
+        vectors.convolutions[0].weight.mul_(100)
+    config = TextConfig(cnn_epochs=3, cnn_batch=4, maps=4, windows=(2,))
+    train_word_cnn(vectors, (texts, labels), ([], []), config, seed=0, stream="t", device=CPU)
+    assert made[-1].weight.norm(dim=1).max() <= 3.0 + 1e-5
+    vectors.embedding.weight.data[2:] = 3e38
+    with pytest.raises(TrainingError, match="t, pass 1: the loss is not finite"):
+        train_word_cnn(vectors, (texts, labels), ([], []), config, seed=0, stream="t", device=CPU)
 
 
 def test_batches_hold_every_text_once_beside_texts_of_like_length():

@@ -10,18 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dckt.errors import RunError
-from dckt.files import atomic_write
+from dckt.files import atomic_file
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes tensors and text metadata, atomically: the file is either whole or not there."""
     held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     notes = {**(metadata or {}), "sha256": _digest(held)}
-    atomic_write(path, save(held, notes))
+    with atomic_file(path) as partial:  # by name, for bytes would hold all of it in memory a second time
+        save_file(held, partial, notes)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

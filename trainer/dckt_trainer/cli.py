@@ -59,7 +59,8 @@ def train_command(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     cache: Annotated[
-        Path | None, typer.Option(help="Folder of cached image features Unless given, $DCKT_CACHE, else ~/.cache/dckt.")
+        Path | None,
+        typer.Option(help="Folder of cached image features Unless given, $DCKT_CACHE, else ~/.cache/dckt.."),
     ] = None,
     on_bad_pair: Annotated[str, typer.Option(help="raise lists all bad pairs; skip leaves them out.")] = "raise",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run folder.")] = False,
@@ -85,14 +86,15 @@ def train_command(
     reporter = Silent() if as_json else Bars()
     # PyTorch takes seconds to load; --help and --show-config do not need it.
     if resume:
-        given = [name for name, value in {**named, "source": source, "target": target}.items() if value is not None]
-        if given or changes:
-            raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(given) or '--set'}")
+        free = {"resume", "device", "cache", "as_json"}
+        given = [p.opts[0] for p in context.command.params if p.name not in free and _given(context, p.name)]
+        if given:
+            raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(given)}")
         from dckt_trainer.train import resume as resume_run
 
         _show(resume_run(resume, device=device, cache=cache, reporter=reporter), as_json=as_json)
         return
-    settings = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    settings = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
     config = load_config(preset, [*settings, *(changes or [])])
     if show_config:
         typer.echo(dump_config(config), nl=False)
@@ -115,6 +117,12 @@ def train_command(
         reporter=reporter,
     )
     _show(run, as_json=as_json)
+
+
+def _given(context: typer.Context, name: str | None) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name or "")
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command("synthetic", epilog="Example:\n\n  dckt-train synthetic corpora --pairs 10 --seed 3")

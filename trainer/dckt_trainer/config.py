@@ -7,6 +7,8 @@ A configuration is a frozen tree of dataclasses. A preset is a TOML file that na
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import tomllib
 import types
 import typing
@@ -275,7 +277,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's basic strings are JSON's
     return repr(value)
 
 
@@ -333,7 +335,7 @@ def _check(
         return
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         mistakes.append(f"{full} is {value!r}; expected {kind.__name__}")
         return
     low, high, above = limits.get("low"), limits.get("high"), limits.get("above")

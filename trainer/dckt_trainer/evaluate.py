@@ -25,7 +25,7 @@ def represent(network: DomainNetwork, pairs: PairSet, device: torch.device) -> d
         }
 
 
-def evaluate(network: DomainNetwork, pairs: PairSet, device: torch.device) -> CrossMediaMAP:
-    """MAP over the whole ranking by cosine of class probabilities, image to text and text to image."""
+def evaluate(network: DomainNetwork, pairs: PairSet, device: torch.device, *, cut: int | None = None) -> CrossMediaMAP:
+    """MAP by cosine of class probabilities in both directions, over the whole ranking or its first ``cut``."""
     vectors = represent(network, pairs, device)
-    return cross_media_map(vectors["image"], vectors["text"], pairs.labels.numpy())
+    return cross_media_map(vectors["image"], vectors["text"], pairs.labels.numpy(), cut=cut)

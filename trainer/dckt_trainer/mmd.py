@@ -23,7 +23,7 @@ def mmd(source: Tensor, target: Tensor, config: MmdConfig, generator: torch.Gene
         source: (n, D) float, n >= 2.
         target: (m, D) float, m >= 2.
         config: estimator, kernels and bandwidth.
-        generator: where the ``quadruple`` estimator draws from; the other estimators draw nothing.
+        generator: where ``quadruple`` and ``linear`` draw from; ``quadratic`` draws nothing.
 
     Raises:
         ValueError: a batch has fewer than two rows, or the widths differ.
@@ -40,7 +40,7 @@ def mmd(source: Tensor, target: Tensor, config: MmdConfig, generator: torch.Gene
     if config.estimator == "quadratic":
         return _quadratic(kernel, n, m)
     first_s, second_s, first_t, second_t = (
-        _neighbours(n, m) if config.estimator == "linear" else _quadruples(n, m, generator)
+        _neighbours(n, m, generator) if config.estimator == "linear" else _quadruples(n, m, generator)
     )
     return (
         kernel[first_s, second_s]
@@ -92,10 +92,14 @@ def _quadratic(kernel: Tensor, n: int, m: int) -> Tensor:
     )
 
 
-def _neighbours(n: int, m: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows 2i and 2i + 1 of each batch, as in DAN's linear-time estimate; an odd last row has no partner."""
-    first = torch.arange(0, min(n, m) // 2 * 2, 2)
-    return first, first + 1, first, first + 1
+def _neighbours(n: int, m: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Neighbours in a shuffled batch, as in DAN's linear-time estimate; an odd last row has no partner.
+
+    Shuffled, because at fc8 and fc9 the media are stacked, and neighbours as they stand would be of one medium.
+    """
+    used = min(n, m) // 2 * 2
+    source, target = (torch.randperm(size, generator=generator)[:used].view(-1, 2) for size in (n, m))
+    return source[:, 0], source[:, 1], target[:, 0], target[:, 1]
 
 
 def _quadruples(n: int, m: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -44,8 +44,13 @@ class StepLog:
 
 
 def sgd(networks: Sequence[nn.Module], config: OptimizerConfig) -> torch.optim.SGD:
-    """SGD with momentum; biases have their own rate and no decay; fused, which a CPU does 5 times as fast."""
+    """SGD with momentum, fused, which a CPU does 5 times as fast.
+
+    Biases, and the scale of the text's normalisation, have their own rate and no decay.
+    """
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+    for parameter in parameters:  # one that no term reaches makes steps too, so that each has its momentum
+        parameter.grad = torch.zeros_like(parameter)
     weights, biases = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
     groups = [
         {"params": weights, "weight_decay": config.weight_decay, "factor": 1.0},
@@ -118,6 +123,9 @@ def optimize(
         set_rate(optimizer, rate(step))
         optimizer.step()
         step += 1
+    for name, domain in domains.items():
+        if not all(torch.isfinite(parameter).all() for parameter in domain.network.parameters()):
+            raise TrainingError(f"{stage}, step {step - 1}: weights of the {name} are not finite; lower optimizer.lr")
     means = {name: float(value) / passes for name, value in sums.items()}
     weighted = {term.name: term.weight * means[term.name] for term in terms if term.name in means}
     return StepLog(means, weighted, sum(weighted.values()), step - first_step)

@@ -20,7 +20,7 @@ class PairSet:
 
     Attributes:
         features: for each medium (N, F) float32, on the CPU, maybe memory-mapped.
-        labels: (N,) int64 class numbers; -1 where the label is unknown to the domain's training split.
+        labels: (N,) int64 class numbers.
         ids: N ids.
     """
 

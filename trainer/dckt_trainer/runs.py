@@ -22,7 +22,7 @@ from typing import Any
 
 from dckt import __version__ as dckt_version
 from dckt.errors import RunError
-from dckt.files import atomic_write
+from dckt.files import atomic_write, sha256_file
 from dckt_trainer.config import Config, dump_config, load_config
 from dckt_trainer.model import DomainModel, load_model
 
@@ -38,8 +38,15 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """The configuration as it was resolved."""
-        return load_config(self.path / "config.toml")
+        """The configuration as it was resolved.
+
+        Raises:
+            RunError: the file was changed or deleted since.
+        """
+        path = self.path / "config.toml"
+        if not path.is_file() or sha256_file(path) != self.facts["config_sha256"]:
+            raise RunError(f"{path}: was changed after the run began; restore it, or train anew with --preset {path}")
+        return load_config(path)
 
     @property
     def complete(self) -> bool:
@@ -104,7 +111,7 @@ class Run:
         atomic_write(self.path / f"{name}.jsonl", text)
 
 
-def create_run(path: Path, config: Config, source: dict[str, Any], target: dict[str, Any]) -> Run:
+def create_run(path: Path, config: Config, source: dict[str, Any], target: dict[str, Any], *, trunk: str) -> Run:
     """Makes the folder of a new run.
 
     Args:
@@ -112,14 +119,13 @@ def create_run(path: Path, config: Config, source: dict[str, Any], target: dict[
         config: as resolved.
         source: ``path``, ``fingerprint`` and counts of the source corpus.
         target: likewise.
+        trunk: hash of the trunk.
 
     Raises:
         RunError: the path is taken, or cannot be written.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise RunError(
-            f"{path} exists; go on with it: dckt-train --resume {path}, begin anew: --force, or name another --out"
-        )
+        raise taken_error(path)
     try:
         (path / "checkpoints").mkdir(parents=True)
         atomic_write(path / "config.toml", dump_config(config))
@@ -128,6 +134,8 @@ def create_run(path: Path, config: Config, source: dict[str, Any], target: dict[
             "version": RUN_VERSION,
             "state": "training",
             "started": _now(),
+            "config_sha256": sha256_file(path / "config.toml"),
+            "trunk": trunk,
             "source": source,
             "target": target,
             "versions": {
@@ -139,6 +147,13 @@ def create_run(path: Path, config: Config, source: dict[str, Any], target: dict[
         return _write(path, facts)
     except OSError as error:
         raise RunError(f"{path}: the run folder cannot be written ({error})") from error
+
+
+def taken_error(path: Path) -> RunError:
+    """The error for a run folder that would have to be overwritten."""
+    return RunError(
+        f"{path} exists; go on with it: dckt-train --resume {path}, begin anew: --force, or name another --out"
+    )
 
 
 def open_run(path: str | Path) -> Run:
@@ -153,6 +168,9 @@ def open_run(path: str | Path) -> Run:
         if facts["format"] != "dckt-run":
             raise KeyError("format")
         number = facts["version"]
+        missing = {"state", "source", "target", "trunk", "config_sha256", "started"} - set(facts)
+        if number == RUN_VERSION and missing:
+            raise KeyError(*sorted(missing))
     except OSError as error:
         raise RunError(f"{path}: not a run folder (no run.json); expected one that dckt-train made") from error
     except (ValueError, KeyError, TypeError) as error:

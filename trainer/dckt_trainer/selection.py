@@ -75,4 +75,5 @@ def select(
     if len(kept) >= min(FEWEST, pairs):
         return kept
     # Too few for a batch: the likeliest pairs stand in.
-    return np.sort(np.argsort(-chances, kind="stable")[:FEWEST])
+    order = np.lexsort((generator.random(pairs), -chances))
+    return np.sort(order[:FEWEST])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,26 +14,28 @@ import torch
 from torch import Tensor
 
 from dckt.errors import ConfigError, RunError
-from dckt.metrics import CrossMediaMAP
+from dckt.files import atomic_write
+from dckt.metrics import CrossMediaMAP, bootstrap_interval
 from dckt.preprocessing import TextSpec, Vocabulary
 from dckt_trainer.checkpoint import load_tensors, load_with_metadata, save_tensors
 from dckt_trainer.config import Config, ImageConfig
 from dckt_trainer.data.corpus import SPLITS, Corpus, OnBadPair, Pair, Split, read_corpus
 from dckt_trainer.data.features import cached_features, default_cache
 from dckt_trainer.evaluate import evaluate
+from dckt_trainer.losses import joint_terms
 from dckt_trainer.model import DomainModel, save_model
-from dckt_trainer.network import DomainNetwork, copy_of
+from dckt_trainer.network import MEDIA, DomainNetwork, copy_of
 from dckt_trainer.optimize import StepLog, sgd
 from dckt_trainer.pairs import PairSet
 from dckt_trainer.pretrain import passes_for, pretrain
 from dckt_trainer.progress import Reporter, Silent, counted
 from dckt_trainer.report import write_run_report
-from dckt_trainer.runs import Run, create_run, open_run
+from dckt_trainer.runs import Run, create_run, open_run, taken_error
 from dckt_trainer.seeds import seed_of
 from dckt_trainer.transfer import JointData, RoundLog, passes_of_round, transfer_round
 from dckt_trainer.trunk import Trunk, build_trunk
 from dckt_trainer.word_cnn import WordCNN, text_vectors, train_word_cnn
-from dckt_trainer.words import Words, learn_words
+from dckt_trainer.words import Words, check_vectors, learn_words
 
 SMALLEST_SPREAD = 1e-4
 Tokens: TypeAlias = dict[Split, list[list[int]]]
@@ -69,13 +71,16 @@ def train(
     """
     reporter = reporter or Silent()
     place, out = _device(device), Path(out)
+    replaced = _taken(out, force=force)
+    config = _with_paths(config)
+    _check_terms(config)
     corpora = {"source": _read(source, on_bad_pair, reporter), "target": _read(target, on_bad_pair, reporter)}
     _check_target(corpora["target"])
     trunk = build_trunk(config.image, config.seed).to(place)
-    if force and out.exists():
-        shutil.rmtree(open_run(out).path)
+    if replaced:
+        shutil.rmtree(out.resolve())
     facts = [_facts(path, corpora[name], on_bad_pair) for name, path in (("source", source), ("target", target))]
-    run = create_run(out, config, *facts)
+    run = create_run(out, config, *facts, trunk=trunk.sha256)
     return _Training(run, corpora, trunk, place, cache or default_cache(), reporter).go()
 
 
@@ -98,6 +103,10 @@ def resume(
         if corpora[name].fingerprint != facts["fingerprint"]:
             raise RunError(f"{path}: the {name} corpus {facts['path']} changed since the run began; train anew")
     trunk = build_trunk(run.config.image, run.config.seed).to(place)
+    if trunk.sha256 != run.facts["trunk"]:
+        raise RunError(
+            f"{path}: the weights of the trunk ({run.config.image.weights}) changed since the run began; train anew"
+        )
     return _Training(run, corpora, trunk, place, cache or default_cache(), reporter).go()
 
 
@@ -129,8 +138,8 @@ class _Training:
         self.labels = {name: corpus.labels for name, corpus in self.corpora.items()}
 
     def go(self) -> Run:
+        words = self._words()  # first: they are quick, and a file of vectors that cannot be used shows at once
         images = self._image_features()
-        words = self._words()
         tokens = {
             name: {part: self._tokens(corpus.part(part), words.vocabulary) for part in SPLITS}
             for name, corpus in self.corpora.items()
@@ -325,7 +334,9 @@ class _Training:
         tensors = {f"source.{name}": value for name, value in joint.source.state_dict().items()}
         tensors |= {f"target.{name}": value for name, value in joint.target.state_dict().items()}
         for name, parameter in self._named_parameters(joint).items():
-            tensors[f"momentum.{name}"] = joint.optimizer.state[parameter]["momentum_buffer"]
+            momentum = joint.optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:  # SGD keeps none where optimizer.momentum is 0
+                tensors[f"momentum.{name}"] = momentum
         notes = {
             "round": str(joint.round),
             "step": str(joint.step),
@@ -342,7 +353,8 @@ class _Training:
         for name, network in (("source.", joint.source), ("target.", joint.target)):
             network.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
         for name, parameter in self._named_parameters(joint).items():
-            joint.optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(self.device)
+            if f"momentum.{name}" in tensors:
+                joint.optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(self.device)
         joint.round, joint.step = int(notes["round"]), int(notes["step"])
         joint.best_round, joint.best_map = int(notes["best_round"]), float(notes["best_map"])
 
@@ -368,7 +380,9 @@ class _Training:
         test: dict[str, Any] = {"pairs": len(pairs["target.test"])}
         for name, (number, state) in states.items():
             joint.target.load_state_dict(state)
-            test[name] = {"round": number, **map_figures(evaluate(joint.target, pairs["target.test"], self.device))}
+            at_50 = evaluate(joint.target, pairs["target.test"], self.device, cut=50)
+            figures = map_figures(evaluate(joint.target, pairs["target.test"], self.device))
+            test[name] = {"round": number, **figures, "average_at_50": at_50.average}
         keep = self.config.transfer.keep
         joint.target.load_state_dict(states[keep][1])
         validation = [
@@ -377,7 +391,7 @@ class _Training:
             if "validation" in event
         ]
         outcome = {"kept": keep, "validation": validation, "test": test}
-        (self.run.path / "evaluation.json").write_text(json.dumps(outcome, indent=1), encoding="utf-8")
+        atomic_write(self.run.path / "evaluation.json", json.dumps(outcome, indent=1))
         for domain, network in (("source", joint.source), ("target", joint.target)):
             labels = self.labels[domain]
             model = DomainModel(self.trunk, cnns[domain], network, vocabulary, labels, self.spec)
@@ -387,18 +401,18 @@ class _Training:
     def _begin(self, stage: str) -> None:
         """Forgets what an interrupted try at this stage logged."""
         for name in ("metrics", "selection"):
-            events = self.run.events(name)
-            kept = [event for event in events if event["stage"] != stage]
-            if len(kept) != len(events):
-                self.run.rewrite(name, kept)
+            kept = [event for event in self.run.events(name) if event["stage"] != stage]
+            self.run.rewrite(name, kept)  # always: it also drops a line that a kill cut short
 
 
-def map_figures(result: CrossMediaMAP) -> dict[str, float]:
-    """MAP of both directions, their average, and the bounds that the order of ties leaves open."""
+def map_figures(result: CrossMediaMAP) -> dict[str, Any]:
+    """MAP of both directions, their average, its 95 % bootstrap interval over pairs, and the bounds of the ties."""
+    pairs = (result.image_to_text.per_query + result.text_to_image.per_query) / 2
     return {
         "image_to_text": result.image_to_text.map,
         "text_to_image": result.text_to_image.map,
         "average": result.average,
+        "interval": bootstrap_interval(pairs),
         "lowest": (result.image_to_text.lowest + result.text_to_image.lowest) / 2,
         "highest": (result.image_to_text.highest + result.text_to_image.highest) / 2,
     }
@@ -439,6 +453,32 @@ def _check_target(corpus: Corpus) -> None:
             "test pairs "
             "(leave the column split out everywhere and dckt makes a split)"
         )
+
+
+def _taken(out: Path, *, force: bool) -> bool:
+    """Whether a run has to make way, which only ``force`` allows; anything but a run or an empty folder never does."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not force:
+        raise taken_error(out)
+    open_run(out)
+    return True
+
+
+def _with_paths(config: Config) -> Config:
+    """The configuration with absolute paths, so that a run can be gone on with from any folder."""
+    image, text = config.image, config.text
+    if image.weights not in ("torchvision", "random"):
+        image = replace(image, weights=str(Path(image.weights).resolve()))
+    if text.vectors != "word2vec":
+        text = replace(text, vectors=str(Path(text.vectors).resolve()))
+        check_vectors(text)
+    return replace(config, image=image, text=text)
+
+
+def _check_terms(config: Config) -> None:
+    if config.transfer.rounds and not joint_terms(MEDIA, config.losses, config.mmd):
+        raise ConfigError("every weight in [losses] is 0, so a round would minimise nothing; give one, or --rounds 0")
 
 
 def _check_spread(features: Tensor, config: ImageConfig) -> None:

@@ -102,13 +102,17 @@ def empty_trunk(config: ImageConfig, spec: ImageSpec | None = None) -> Trunk:
     return _trunk(config, network, spec or ImageSpec(side=config.side, crop_share=config.crop_share))
 
 
-def _network(name: str) -> nn.Module:
+def _check_name(name: str) -> None:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         close = [other for other in known if name.split("_")[0][:4] in other]
         raise ConfigError(
             f"image.trunk is {name!r}; torchvision has no such network (like it: {', '.join(close or known)})"
         )
+
+
+def _network(name: str) -> nn.Module:
+    _check_name(name)
     builder = torchvision.models.get_model_builder(name)
     # GoogLeNet and Inception would initialise for minutes; the others do not know the switch.
     quick = {"init_weights": False} if "init_weights" in inspect.signature(builder).parameters else {}
@@ -123,10 +127,20 @@ def _trunk(config: ImageConfig, network: nn.Module, spec: ImageSpec) -> Trunk:
             f"image.trunk is {config.trunk!r}, which has no plain convolutional features; "
             "use a network of the families vgg, squeezenet, mobilenet, densenet, efficientnet, convnext, resnet, regnet"
         )
-    return Trunk(body, config.grid or (7 if config.trunk.startswith("vgg") else 1), spec)
+    trunk = Trunk(body, config.grid or (7 if config.trunk.startswith("vgg") else 1), spec)
+    try:
+        if trunk.features < 1:
+            raise RuntimeError("no features")
+    except RuntimeError as error:
+        raise ConfigError(
+            f"image.side is {config.side}, too small for the trunk {config.trunk}; try 224, its usual size"
+        ) from error
+    return trunk
 
 
 def _convolutions(network: nn.Module) -> nn.Module | None:
+    if isinstance(network, torchvision.models.SwinTransformer):  # its maps have channels last
+        return None
     if isinstance(network, torchvision.models.DenseNet):
         return nn.Sequential(network.features, nn.ReLU())
     features = getattr(network, "features", None)
@@ -139,7 +153,7 @@ def _convolutions(network: nn.Module) -> nn.Module | None:
 
 
 def _pretrained(config: ImageConfig) -> Trunk:
-    _network(config.trunk)
+    _check_name(config.trunk)
     weights = torchvision.models.get_model_weights(config.trunk)
     chosen = getattr(weights, "IMAGENET1K_V1", None) or weights.DEFAULT
     try:

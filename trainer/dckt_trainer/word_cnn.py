@@ -8,12 +8,14 @@ of a text, as in Kim's code, but a window with padding alone never counts; so a 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dckt.errors import TrainingError
 from dckt.preprocessing import token_batch
 from dckt_trainer.config import TextConfig
 from dckt_trainer.seeds import seed_of, torch_generator
@@ -78,6 +80,9 @@ def train_word_cnn(
         stream: name of this stage's random numbers.
         device: where to train.
         advance: called after each pass with its figures.
+
+    Raises:
+        TrainingError: the loss is not finite.
     """
     texts, labels = train
     classes = max([*labels, *validation[1]]) + 1
@@ -104,6 +109,8 @@ def train_word_cnn(
                 with torch.no_grad():
                     last.weight.copy_(torch.renorm(last.weight, 2, 0, MAX_NORM))
                 total += loss.item() * len(places)
+            if not math.isfinite(total):
+                raise TrainingError(f"{stream}, pass {number}: the loss is not finite; check text.vectors")
             accuracy = _accuracy(model, last, validation, device)
             advance({"epoch": number, "loss": total / len(texts), "validation_accuracy": accuracy})
             if accuracy > best or not validation[1]:

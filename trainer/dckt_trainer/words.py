@@ -44,6 +44,22 @@ def learn_words(texts: Sequence[str], config: TextConfig, seed: int) -> Words:
     return _skip_gram(sentences, config, seed) if config.vectors == "word2vec" else _from_file(sentences, config)
 
 
+def check_vectors(config: TextConfig) -> None:
+    """Refuses a file of vectors that is not there or that is a pickle, without reading it.
+
+    Raises:
+        ConfigError: see above.
+    """
+    path = Path(config.vectors)
+    if not path.is_file():
+        raise ConfigError(f"text.vectors is {config.vectors!r}; expected 'word2vec' or a file of word vectors")
+    if path.suffix in (".kv", ".model", ".pkl"):
+        raise ConfigError(
+            f"text.vectors: {path} is a pickle, which can run code when it is read; save it with "
+            "KeyedVectors.save_word2vec_format('vectors.bin', binary=True) and give that file"
+        )
+
+
 def _skip_gram(sentences: list[list[str]], config: TextConfig, seed: int) -> Words:
     try:
         model = Word2Vec(
@@ -66,13 +82,7 @@ def _skip_gram(sentences: list[list[str]], config: TextConfig, seed: int) -> Wor
 
 def _from_file(sentences: list[list[str]], config: TextConfig) -> Words:
     path = Path(config.vectors)
-    if not path.is_file():
-        raise ConfigError(f"text.vectors is {config.vectors!r}; expected 'word2vec' or a file of word vectors")
-    if path.suffix in (".kv", ".model", ".pkl"):
-        raise ConfigError(
-            f"text.vectors: {path} is a pickle, which can run code when it is read; save it with "
-            "KeyedVectors.save_word2vec_format('vectors.bin', binary=True) and give that file"
-        )
+    check_vectors(config)
     try:
         table = KeyedVectors.load_word2vec_format(str(path), binary=path.suffix == ".bin")
     except (ValueError, EOFError, UnicodeDecodeError, OSError) as error:

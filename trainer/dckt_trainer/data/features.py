@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from dckt.errors import RunError
-from dckt.files import atomic_write, sha256_file
+from dckt.files import atomic_file, sha256_file
 from dckt.preprocessing import ImageSpec, image_array
 from dckt_trainer.trunk import Trunk
 
 # Small, so that activations stay in memory that was touched before; at 32 a third of the time went into page faults.
 BATCH = 8
+CHECKSUM = 64
 
 
 def default_cache() -> Path:
@@ -41,7 +43,7 @@ def cached_features(
     device: torch.device,
     advance: Callable[[int], None] = lambda count: None,
 ) -> NDArray[np.float32]:
-    """Features (N, F) float32 of N pictures, memory-mapped, read-only.
+    """Features (N, F) float32 of N pictures, memory-mapped; writing to them changes a copy.
 
     Args:
         trunk: the frozen trunk, on ``device``.
@@ -59,54 +61,53 @@ def cached_features(
         for one in pool.map(sha256_file, images):
             digest.update(one.encode())
     path = cache / f"features-{digest.hexdigest()[:32]}.npy"
-    mark = path.with_suffix(".sha256")
-    if not (path.is_file() and mark.is_file()):
-        computed = _compute(trunk, images, device, advance)
+    if path.is_file():
+        _check(path)
+        advance(len(images))
+    else:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            _save(path, computed)
-            atomic_write(mark, sha256_file(path))
+            _compute(path, trunk, images, device, advance)
         except OSError as error:
             raise RunError(
                 f"the feature cache {cache} cannot be written ({error}); name another with --cache"
             ) from error
-    else:
-        if sha256_file(path) != mark.read_text(encoding="utf-8"):
-            raise RunError(f"the cached features {path} are damaged; delete that file and run again")
-        advance(len(images))
     features: NDArray[np.float32] = np.load(path, mmap_mode="c")
     return features
 
 
-def _save(path: Path, features: NDArray[np.float32]) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            np.save(file, features)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _compute(
-    trunk: Trunk, images: Sequence[Path], device: torch.device, advance: Callable[[int], None]
-) -> NDArray[np.float32]:
-    spec: ImageSpec = trunk.spec
+    path: Path, trunk: Trunk, images: Sequence[Path], device: torch.device, advance: Callable[[int], None]
+) -> None:
+    """Writes features straight to disk: at the paper's size they are 3.2 GB, and a full disk shows at once."""
     trunk = trunk.to(memory_format=torch.channels_last)  # as the pixels are
-    rows: list[NDArray[np.float32]] = []
-    # Decoding in threads runs beside the trunk: Pillow lets go of the interpreter while it works.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
-        batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        ahead = [pool.submit(_decode, batch, spec) for batch in batches[:2]]
-        for place, batch in enumerate(batches):
-            pixels = ahead[place].result()
-            if place + 2 < len(batches):
-                ahead.append(pool.submit(_decode, batches[place + 2], spec))
-            rows.append(trunk(torch.from_numpy(pixels).to(device)).float().cpu().numpy())
-            advance(len(batch))
-    return np.concatenate(rows) if rows else np.zeros((0, trunk.features), np.float32)
+    with atomic_file(path) as partial:
+        rows = np.lib.format.open_memmap(partial, "w+", np.float32, (len(images), trunk.features))
+        # Decoding in threads runs beside the trunk: Pillow lets go of the interpreter while it works.
+        with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
+            batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+            ahead = deque(pool.submit(_decode, batch, trunk.spec) for batch in batches[:2])
+            for place, batch in enumerate(batches):
+                pixels = ahead.popleft().result()
+                if place + 2 < len(batches):
+                    ahead.append(pool.submit(_decode, batches[place + 2], trunk.spec))
+                start = place * BATCH
+                rows[start : start + len(batch)] = trunk(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
+                advance(len(batch))
+        rows.flush()
+        with partial.open("ab") as file:
+            file.write(sha256_file(partial).encode())
+
+
+def _check(path: Path) -> None:
+    """The last 64 bytes are the checksum of all before them; in one file, so that no two writers can mix theirs."""
+    digest, left = hashlib.sha256(), path.stat().st_size - CHECKSUM
+    with path.open("rb") as file:
+        while left > 0 and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+        if file.read() != digest.hexdigest().encode():
+            raise RunError(f"the cached features {path} are damaged; delete that file and run again")
 
 
 def _decode(batch: Sequence[Path], spec: ImageSpec) -> NDArray[np.uint8]:
