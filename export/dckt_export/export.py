@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,6 @@ from dckt.preprocessing import image_batch, token_batch
 from dckt.runtime.onnx import OnnxEncoder
 from dckt_export.graphs import OPSET, onnx_from_encoder, save_graph
 from dckt_export.parity import FP32, Parity, Vectors, check, measure
-from dckt_trainer.config import dump_config
 from dckt_trainer.data.corpus import Corpus, Pair, Split, read_corpus
 from dckt_trainer.encoders import OUTPUTS, encode
 from dckt_trainer.model import DomainModel
@@ -198,13 +196,12 @@ def _both(
 
 
 def _produced_by(run: Run, opset: int) -> dict[str, str]:
-    config = run.config
     return {
         "dckt": __version__,
         **{name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
         "opset": str(opset),
-        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        "seed": str(config.seed),
+        "config_sha256": run.facts["config_sha256"],
+        "seed": str(run.config.seed),
     }
 
 

@@ -1,5 +1,6 @@
 """From a run to a bundle that ranks as the run's model does, or to nothing."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -113,6 +114,9 @@ def test_a_bundle_keeps_what_was_measured(bundle, model, corpus):
 def test_the_configuration_has_another_hash_when_it_differs(bundle, run_copy, config, tmp_path):
     text = dump_config(config).replace("seed = 3", "seed = 4")
     (run_copy / "config.toml").write_text(text)
+    facts = json.loads((run_copy / "run.json").read_text())
+    facts["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (run_copy / "run.json").write_text(json.dumps(facts))
     other = export_bundle(run_copy, tmp_path / "b.dckt", limit=2).manifest
     assert other.produced_by["seed"] == "4"
     assert other.produced_by["config_sha256"] != bundle.manifest.produced_by["config_sha256"]
