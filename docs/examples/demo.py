@@ -69,7 +69,10 @@ def command(*words: object) -> None:
     """Prints a command and runs it with the programs of this Python environment."""
     name, *rest = map(str, words)
     print("\n$", shlex.join([name, *rest]), flush=True)
-    subprocess.run([str(Path(sys.executable).parent / name), *rest], check=True)
+    environment = {**os.environ, "DCKT_CACHE": str(OUT / "cache")}
+    done = subprocess.run([str(Path(sys.executable).parent / name), *rest], env=environment, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 def read_pairs(corpus: Path) -> list[dict[str, str]]:

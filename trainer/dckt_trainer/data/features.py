@@ -60,7 +60,7 @@ def cached_features(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for one in pool.map(sha256_file, images):
             digest.update(one.encode())
-    path = cache / f"features-{digest.hexdigest()[:32]}.npy"
+    path = cache / f"trunk-{digest.hexdigest()[:32]}.npy"
     if path.is_file():
         _check(path)
         advance(len(images))
