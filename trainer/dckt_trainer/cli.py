@@ -30,6 +30,8 @@ Examples:
   dckt-train --resume runs/mine
 """
 
+SHOWN_COLUMNS = 6  # what fits into 80 characters
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
 
 
@@ -161,11 +163,11 @@ def _show(run: Any, *, as_json: bool) -> None:
     from dckt_trainer.report import map_table
 
     figures = map_table(run.evaluation)
-    table = Table(title=figures.title, caption=figures.note)
-    for place, column in enumerate(figures.columns):
-        table.add_column(column, justify="left" if place == 0 else "right")
+    table = Table(title=figures.title, caption="* is kept; 95 %: bootstrap over pairs; the report has more")
+    for place, column in enumerate(figures.columns[:SHOWN_COLUMNS]):
+        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
     for row in figures.rows:
-        table.add_row(*map(str, row))
+        table.add_row(*map(str, row[:SHOWN_COLUMNS]))
     console = Console()
     console.print(table)
     console.print(f"report: {run.path / 'report.html'}", soft_wrap=True, highlight=False)
