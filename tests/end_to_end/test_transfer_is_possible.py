@@ -14,13 +14,13 @@ from dckt_trainer.train import resume, train
 CHANGES = [
     "image.trunk=alexnet",
     "image.weights=random",
-    "image.side=80",
+    "image.side=128",
     "image.grid=3",
     "image.crop_share=1.0",
-    "text.cnn_epochs=8",
+    "text.cnn_epochs=12",
     "text.dimension=50",
-    "network.width=96",
-    "pretrain.source_epochs=15",
+    "network.width=128",
+    "pretrain.source_epochs=40",
     "transfer.rounds=0",
 ]
 
@@ -36,12 +36,12 @@ def test_the_sources_weights_help_over_five_seeds(tmp_path, capsys):
         source, target = write_synthetic(
             tmp_path / str(seed),
             seed=seed,
-            source_classes=20,
-            source_pairs_per_class=25,
+            source_classes=24,
+            source_pairs_per_class=40,
             target_classes=8,
             val_pairs_per_class=2,
             test_pairs_per_class=12,
-            side=80,
+            side=96,
         )
         config, cache = load_config("small", [*CHANGES, f"seed={seed}"]), tmp_path / "cache"
         alone = train(source, target, tmp_path / f"alone-{seed}", config, cache=cache, device="cpu")

@@ -224,6 +224,8 @@ def test_numbers_that_are_not_finite_are_refused(finished_run, tmp_path, tempora
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("moment", ["exporting graphs", "comparing images", "comparing texts"])
 def test_an_interrupt_leaves_nothing(finished_run, tmp_path, temporary_folder, moment):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner's worker may ignore it
+
     class Reporter:
         def task(self, name, total):
             from contextlib import nullcontext
@@ -234,8 +236,11 @@ def test_an_interrupt_leaves_nothing(finished_run, tmp_path, temporary_folder, m
 
             return nullcontext(advance)
 
-    with pytest.raises(KeyboardInterrupt):
-        export_bundle(finished_run, tmp_path / "b.dckt", reporter=Reporter())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            export_bundle(finished_run, tmp_path / "b.dckt", reporter=Reporter())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert nothing_is_left(tmp_path, temporary_folder)
 
 
