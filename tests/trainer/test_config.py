@@ -61,7 +61,7 @@ def test_every_mistake_at_once(tmp_path):
         assert part in text
     assert "at most 1" in text
     assert "more than 0" in text
-    assert "paper, all, random" in text
+    assert "paper, released, all, random" in text
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,32 @@ def test_law_equals_the_worked_table_whatever_the_largest(number, highest):
     assert selection_probability(consistency, number, 0.2) == pytest.approx(LAW[number], abs=6e-4)
 
 
+# The released code's law by hand, for the same fractions of two largest AP.
+RELEASED = {
+    (1, 0.8): (0.082, 0.106, 0.133, 0.164, 0.200),
+    (10, 0.8): (0.185, 0.188, 0.192, 0.196, 0.200),
+    (1, 1.5): (0.017, 0.049, 0.088, 0.136, 0.200),
+    (10, 1.5): (0.172, 0.179, 0.186, 0.193, 0.200),
+}
+
+
+@pytest.mark.parametrize(("number", "highest"), RELEASED)
+def test_the_released_law_equals_its_worked_table(number, highest):
+    consistency = np.array([0, 0.25, 0.5, 0.75, 1]) * highest
+    chances = selection_probability(consistency, number, 0.2, law="released")
+    assert chances == pytest.approx(RELEASED[number, highest], abs=6e-4)
+
+
+def test_the_released_law_counts_to_twenty_and_stays_above_zero():
+    consistency = np.array([0.0, 2.0])
+    twenty, later = (selection_probability(consistency, number, 0.2, law="released") for number in (20, 90))
+    assert np.array_equal(twenty, later)
+    assert selection_probability(consistency, 1, 0.2, law="released")[0] == 0  # a gap of 2 would give less
+    wide = np.array([0.2] * 50 + [1.5] * 50)
+    kept = {law: len(select(law, wide, 1, 0.2, np.random.default_rng(0))) for law in ("paper", "released")}
+    assert kept["released"] != kept["paper"]
+
+
 @pytest.mark.parametrize("number", [1, 3, 50])
 def test_law_is_monotone_bounded_and_alpha_at_the_largest(number):
     consistency = np.sort(np.random.default_rng(0).random(50) * 2)

@@ -161,6 +161,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(finished, corpora, cache, tmp
     "change",
     [
         "transfer.law=all",
+        "transfer.law=random",
+        "transfer.law=released",
         "transfer.alpha=1.0",
         "transfer.rounds=1",
         "transfer.source_epochs=2",

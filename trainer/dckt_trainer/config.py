@@ -184,8 +184,8 @@ class TransferConfig:
         batch: pairs of each domain a forward pass.
         accumulate: forward passes whose gradients are averaged into one step.
         alpha: the largest probability with which a pair is selected (eq. 13).
-        law: ``paper`` selects by domain consistency (eq. 13), ``all`` takes every pair, ``random`` as many pairs as
-            ``paper`` is expected to, whichever they are.
+        law: ``paper`` selects by domain consistency (eq. 13), ``released`` as the authors' code does, ``all`` takes
+            every pair, ``random`` as many pairs as ``paper`` is expected to, whichever they are.
         keep: the target network of the ``last`` round, or of the ``best`` on validation (round 0 counts).
     """
 
@@ -194,7 +194,7 @@ class TransferConfig:
     batch: int = _setting(64, low=2)
     accumulate: int = _setting(10, low=1)
     alpha: float = _setting(0.2, above=0, high=1)
-    law: Literal["paper", "all", "random"] = "paper"
+    law: Literal["paper", "released", "all", "random"] = "paper"
     keep: Literal["last", "best"] = "last"
 
 

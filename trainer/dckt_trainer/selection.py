@@ -31,17 +31,25 @@ def domain_consistency(
     return both
 
 
-def selection_probability(consistency: NDArray[np.float64], number: int, alpha: float) -> NDArray[np.float64]:
-    """``Prob(q) = alpha * (1 - log2(1 + (max AP - AP^q) / (max AP * r)))`` of round r (eq. 13): (Q,).
+def selection_probability(
+    consistency: NDArray[np.float64], number: int, alpha: float, *, law: str = "paper"
+) -> NDArray[np.float64]:
+    """Probability with which round r selects each pair: (Q,).
 
-    The most consistent pair has alpha in every round, and the others come nearer to it round by round.
+    The paper (eq. 13): ``alpha * (1 - log2(1 + (max AP - AP^q) / (max AP * r)))``. The released code in effect:
+    ``alpha * (1 - ln(1 + (max AP - AP^q) / min(r, 20)))``, never below 0, which is much flatter. In both the most
+    consistent pair has alpha in every round, and the others come nearer to it round by round.
 
     Args:
         consistency: (Q,) AP^q.
         number: the round r, from 1.
         alpha: the largest probability.
+        law: ``paper`` or ``released``.
     """
     highest = consistency.max()
+    if law == "released":
+        released: NDArray[np.float64] = alpha * (1 - np.log1p((highest - consistency) / min(number, 20)))
+        return released.clip(min=0)
     if highest <= 0:  # no pair fits the source better than another
         return np.full(len(consistency), alpha)
     gap = (highest - consistency) / (highest * number)
@@ -59,7 +67,7 @@ def select(
     """Places of the target pairs that round ``number`` trains on, in rising order, at least two.
 
     Args:
-        law: ``paper``, ``all`` or ``random``.
+        law: ``paper``, ``released``, ``all``, or ``random`` (as many pairs as ``paper`` expects).
         consistency: (Q,) AP^q.
         number: the round, from 1.
         alpha: see :func:`selection_probability`.
@@ -68,7 +76,7 @@ def select(
     pairs = len(consistency)
     if law == "all":
         return np.arange(pairs)
-    chances = selection_probability(consistency, number, alpha)
+    chances = selection_probability(consistency, number, alpha, law="released" if law == "released" else "paper")
     if law == "random":
         chances = np.full(pairs, chances.mean())
     kept = np.flatnonzero(generator.random(pairs) < chances)
