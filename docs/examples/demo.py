@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from dckt import Searcher
 from dckt.report import Card, Gallery, GalleryRow, Table, thumbnail, write_report
@@ -39,10 +40,9 @@ def main() -> None:
 
     evaluation = json.loads((RUN / "evaluation.json").read_text(encoding="utf-8"))
     write_gallery(target, test, evaluation)
-    for key, name in (("model_t0", "without transfer"), (evaluation["kept"], "with transfer")):
-        figures = evaluation["test"][key]
+    for name, figures in outcomes(evaluation).items():
         print(
-            f"MAP on {evaluation['test']['pairs']} test pairs, {name + ':':<17} "
+            f"MAP on {evaluation['test']['pairs']} test pairs, {name + ':':<29} "
             f"image to text {figures['image_to_text']:.3f}, text to image {figures['text_to_image']:.3f}"
         )
     print(f"report: {REPORT} (and of the training: {RUN / 'report.html'})")
@@ -79,7 +79,17 @@ def read_pairs(corpus: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (corpus / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def write_gallery(corpus: Path, test: list[dict[str, str]], evaluation: dict[str, object]) -> None:
+def outcomes(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Test figures by name; what is kept, exported and searched with may be the network without transfer: round 0."""
+    test, kept = evaluation["test"], evaluation["kept"]
+    return {
+        "without transfer": test["model_t0"],
+        f"with transfer, round {test['last']['round']}": test["last"],
+        f"kept and exported, round {test[kept]['round']}": test[kept],
+    }
+
+
+def write_gallery(corpus: Path, test: list[dict[str, str]], evaluation: dict[str, Any]) -> None:
     """Searches with some test pictures and texts, through the bundle and the index, and shows what they found."""
     pairs = {pair["id"]: pair for pair in test}
     queries = test[:: max(1, len(test) // QUERIES)][:QUERIES]
@@ -101,11 +111,8 @@ def write_gallery(corpus: Path, test: list[dict[str, str]], evaluation: dict[str
                 )
                 rows.append(GalleryRow(card(query, asked, "query"), results))
             galleries.append(Gallery(f"{asked.capitalize()} in, {found}s out", tuple(rows)))
-    test_figures = evaluation["test"]
-    rows = [
-        (name, *(f"{test_figures[key][way]:.3f}" for way in ("image_to_text", "text_to_image", "average")))
-        for key, name in (("model_t0", "without transfer: Model_t(0)"), (evaluation["kept"], "with transfer: DCKT"))
-    ]
+    ways = ("image_to_text", "text_to_image", "average")
+    rows = [(name, *(f"{figures[way]:.3f}" for way in ways)) for name, figures in outcomes(evaluation).items()]
     table = Table("MAP on the test split", ("target network", "image → text", "text → image", "average"), rows)
     write_report(REPORT, title="dckt demo", subtitle=str(corpus), sections=[table, *galleries])
 
