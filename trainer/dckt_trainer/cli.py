@@ -62,7 +62,7 @@ def train_command(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder of cached image features Unless given, $DCKT_CACHE, else ~/.cache/dckt.."),
+        typer.Option(help="Folder of cached image features. Unless given, $DCKT_CACHE, else ~/.cache/dckt."),
     ] = None,
     on_bad_pair: Annotated[str, typer.Option(help="raise lists all bad pairs; skip leaves them out.")] = "raise",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run folder.")] = False,

@@ -44,7 +44,7 @@ class StepLog:
 
 
 def sgd(networks: Sequence[nn.Module], config: OptimizerConfig) -> torch.optim.SGD:
-    """SGD with momentum, fused, which a CPU does 5 times as fast.
+    """SGD with momentum, fused: one pass over memory a step.
 
     Biases, and the scale of the text's normalisation, have their own rate and no decay.
     """
