@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -21,11 +22,29 @@ from dckt.errors import ConfigError
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 T = TypeVar("T")
+_FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
 def _setting(default: T, *, low: float | None = None, high: float | None = None, above: float | None = None) -> T:
     """A field with a default and the range that is allowed: ``low <= value <= high``, ``value > above``."""
     return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+def _plugin(default: str, *names: str) -> str:
+    """A field that is one of some names, or the user's own function as ``module:function``."""
+    value: str = field(default=default, metadata={"names": names})
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """What is taken of the source corpus.
+
+    Attributes:
+        exclude: labels that are left out, as in the paper's ablation without overlap between the domains.
+    """
+
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +71,8 @@ class TextConfig:
     """Word vectors and the Word CNN (Kim, 2014) that turns a text into one vector.
 
     Attributes:
+        tokenizer: ``words`` (words of any script; Chinese and Japanese by the character), or one that was registered,
+            see :mod:`dckt.preprocessing.text`.
         vectors: ``word2vec`` (skip-gram, trained on the training texts of both domains) or a file of vectors in
             word2vec text or binary format.
         dimension: width of the word vectors that are trained here; a file brings its own.
@@ -65,8 +86,14 @@ class TextConfig:
         cnn_epochs: at most so many passes; the one with the best validation accuracy is kept.
         cnn_batch: texts a step.
         target_cnn: the target's CNN is ``finetuned`` from the source's on target labels, or is the ``source``'s own.
+        training: ``cached`` computes every text's vector once, with the CNN frozen; ``end_to_end`` goes on training
+            each domain's CNN together with its network, the word vectors frozen.
+        cnn_lr_factor: with ``end_to_end``, the CNN learns so many times as fast as the network.
+        cnn_frozen_rounds: with ``end_to_end``, the CNN stays as it is for so many rounds of transfer, because MMD
+            is the largest force on it.
     """
 
+    tokenizer: str = "words"
     vectors: str = "word2vec"
     dimension: int = _setting(300, low=1, high=4096)
     min_count: int = _setting(2, low=1)
@@ -79,6 +106,9 @@ class TextConfig:
     cnn_epochs: int = _setting(25, low=1)
     cnn_batch: int = _setting(50, low=1)
     target_cnn: Literal["finetuned", "source"] = "finetuned"
+    training: Literal["cached", "end_to_end"] = "cached"
+    cnn_lr_factor: float = _setting(0.1, low=0)
+    cnn_frozen_rounds: int = _setting(2, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +117,12 @@ class NetworkConfig:
 
     Attributes:
         width: D, the outputs of fc6 to fc9.
+        moving_average: of batch normalisation's statistics, nine tenths of the old and a tenth of the new: ``torch``
+            starts it at mean 0 and variance 1, ``caffe`` weighs what was seen so far alone.
     """
 
     width: int = _setting(4096, low=2)
+    moving_average: Literal["torch", "caffe"] = "torch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +158,16 @@ class MmdConfig:
         estimator: ``quadratic`` (unbiased, all pairs), ``linear`` (DAN's neighbours), ``quadruple`` (random draws).
         kernels: K Gaussian kernels whose values are added.
         factor: ratio of one kernel's gamma to the next one's.
-        bandwidth: gamma is one over the ``mean`` or the ``median`` squared distance in the two batches together.
+        bandwidth: gamma is one over the ``mean`` or the ``median`` squared distance in the two batches together, or
+            ``fixed``.
+        gamma: the middle kernel's, where ``bandwidth`` is ``fixed``.
     """
 
     estimator: Literal["quadratic", "linear", "quadruple"] = "quadratic"
     kernels: int = _setting(5, low=1, high=64)
     factor: float = _setting(2.0, above=1)
-    bandwidth: Literal["mean", "median"] = "mean"
+    bandwidth: Literal["mean", "median", "fixed"] = "mean"
+    gamma: float = _setting(1e-3, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +177,8 @@ class OptimizerConfig:
     Attributes:
         lr: learning rate of weights.
         momentum: share of the last step that is kept.
+        form: ``torch`` multiplies the velocity by the rate; ``caffe`` keeps the rate inside it, so a change of
+            the rate reaches old gradients never. Equal at a constant rate.
         weight_decay: of weights.
         bias_lr_factor: biases learn so many times as fast, and do not decay.
         inv_gamma: in the joint stage the rate is ``lr * (1 + inv_gamma * step) ** -inv_power``.
@@ -149,6 +187,7 @@ class OptimizerConfig:
 
     lr: float = _setting(0.01, above=0)
     momentum: float = _setting(0.9, low=0, high=0.9999)
+    form: Literal["torch", "caffe"] = "torch"
     weight_decay: float = _setting(5e-4, low=0)
     bias_lr_factor: float = _setting(2.0, low=0)
     inv_gamma: float = _setting(1e-4, low=0)
@@ -184,8 +223,18 @@ class TransferConfig:
         batch: pairs of each domain a forward pass.
         accumulate: forward passes whose gradients are averaged into one step.
         alpha: the largest probability with which a pair is selected (eq. 13).
-        law: ``paper`` selects by domain consistency (eq. 13), ``released`` as the authors' code does, ``all`` takes
-            every pair, ``random`` as many pairs as ``paper`` is expected to, whichever they are.
+        score: how well a target pair fits the source model: ``consistency`` (AP^q, eq. 11 and 12, needs target labels),
+            ``reciprocal_rank`` (of its partner, needs none), or your own function as ``module:function``.
+        smoothing: share of the earlier rounds in a moving average of the scores; 0 takes each round's as it is.
+        law: ``paper`` selects by score (eq. 13), ``released`` as the authors' code does, ``all`` takes every pair,
+            ``random`` as many pairs as ``paper`` is expected to, whichever they are, ``rank`` a share of the best that
+            grows from ``alpha`` in the first round to all in the last; or your own function as ``module:function``.
+        weighting: ``draw`` keeps a pair with the law's probability; ``soft`` keeps all pairs and weighs each one's
+            losses by its probability over the mean one.
+        stratified: ``draw`` keeps the law's expected number of every class, not of all classes together.
+        draws: random numbers of a round are ``fresh``, or the same in every round: ``frozen``, as in the released code,
+            where about four fifths of the pairs can then never be selected.
+        order: pairs come ``shuffled`` anew in each pass, or in a ``fixed`` order that each round starts again.
         keep: the target network of the ``last`` round, or of the ``best`` on validation (round 0 counts).
     """
 
@@ -194,8 +243,33 @@ class TransferConfig:
     batch: int = _setting(64, low=2)
     accumulate: int = _setting(10, low=1)
     alpha: float = _setting(0.2, above=0, high=1)
-    law: Literal["paper", "released", "all", "random"] = "paper"
+    score: str = _plugin("consistency", "consistency", "reciprocal_rank")
+    smoothing: float = _setting(0.0, low=0, high=0.99)
+    law: str = _plugin("paper", "paper", "released", "all", "random", "rank")
+    weighting: Literal["draw", "soft"] = "draw"
+    stratified: bool = False
+    draws: Literal["fresh", "frozen"] = "fresh"
+    order: Literal["shuffled", "fixed"] = "shuffled"
     keep: Literal["last", "best"] = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the arithmetic of the training is done. It changes speed, memory and rounding, not what is computed.
+
+    Attributes:
+        precision: of the matrix products in fc6 to fc10; weights, momentum, statistics and losses stay in float32.
+            ``float16`` needs a GPU, and scales the loss.
+        fold: at most so many of a step's forward passes are done as one matrix product a layer, each with its own batch
+            statistics and MMD; 0 does all of them at once.
+        compile: ``torch.compile`` for the layers' normalisation; see docs/training.md for what it brings.
+        threads: of PyTorch on the CPU; 0 leaves it to PyTorch. Beside other busy programs 1 is the fastest.
+    """
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    fold: int = _setting(0, low=0)
+    compile: bool = False
+    threads: int = _setting(0, low=0, high=1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +277,7 @@ class Config:
     """Everything that decides the outcome of a run, besides the two corpora."""
 
     seed: int = _setting(0, low=0)
+    source: SourceConfig = field(default_factory=SourceConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextConfig = field(default_factory=TextConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -211,6 +286,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
 def preset_names() -> list[str]:
@@ -328,15 +404,24 @@ def _check(
             mistakes.append(f"{full} is {value!r}; expected one of {', '.join(typing.get_args(kind))}")
         return
     if isinstance(kind, types.GenericAlias):
-        if isinstance(value, list | tuple) and value and all(type(item) is int and item > 0 for item in value):
+        words = typing.get_args(kind)[0] is str
+        if (
+            isinstance(value, list | tuple)
+            and all(type(item) is str if words else type(item) is int and item > 0 for item in value)
+            and (words or value)
+        ):
             values[name] = tuple(value)
         else:
-            mistakes.append(f"{full} is {value!r}; expected a list of whole numbers above 0")
+            mistakes.append(f"{full} is {value!r}; expected a list of {'words' if words else 'whole numbers above 0'}")
         return
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         mistakes.append(f"{full} is {value!r}; expected {kind.__name__}")
+        return
+    names = limits.get("names")
+    if names and value not in names and not _FUNCTION.fullmatch(value):
+        mistakes.append(f"{full} is {value!r}; expected one of {', '.join(names)}, or module:function")
         return
     low, high, above = limits.get("low"), limits.get("high"), limits.get("above")
     wrong = (
