@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dckt.errors import BundleError, ConfigError
 from dckt_trainer.encoders import OUTPUTS
+from dckt_trainer.layers import BatchNorm
 from dckt_trainer.network import Pathway
 
 # 18 is the first that the exporter writes. Every ONNX Runtime that dckt accepts reads up to 21.
@@ -101,7 +102,7 @@ def save_graph(
 def _fold_text_norm(encoder: nn.Module) -> nn.Module:
     """Moves the normalisation in front of fc6 into fc6; the exporter folds only what stands behind a layer."""
     for pathway in encoder.modules():
-        if isinstance(pathway, Pathway) and isinstance(pathway.norm, nn.BatchNorm1d):
+        if isinstance(pathway, Pathway) and isinstance(pathway.norm, BatchNorm):
             norm, linear = copy.deepcopy(pathway.norm).double(), pathway.fc6.linear
             with torch.no_grad():
                 width = linear.in_features

@@ -85,9 +85,9 @@ def model(corpus: Corpus, config: Config) -> DomainModel:
         network = DomainNetwork({medium: rows.shape[1] for medium, rows in features.items()}, WIDTH, len(COLOURS))
         optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
         for _ in range(100):
-            logits = network(features).logits
+            logits = network({medium: rows[:, None] for medium, rows in features.items()}).logits
             optimizer.zero_grad()
-            sum(torch.nn.functional.cross_entropy(rows, labels) for rows in logits.values()).backward()
+            sum(torch.nn.functional.cross_entropy(rows[:, 0], labels) for rows in logits.values()).backward()
             optimizer.step()
     return DomainModel(trunk, cnn.eval(), network.eval(), vocabulary, corpus.labels, spec)
 

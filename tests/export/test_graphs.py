@@ -15,6 +15,7 @@ from dckt.runtime.onnx import OnnxEncoder
 from dckt_export.graphs import OPSETS, onnx_from_encoder, save_graph
 from dckt_trainer.config import ImageConfig
 from dckt_trainer.encoders import ImageEncoder, encode
+from dckt_trainer.layers import BatchNorm
 from dckt_trainer.network import DomainNetwork
 from dckt_trainer.trunk import build_trunk
 
@@ -117,7 +118,7 @@ def test_the_encoder_is_not_changed(model):
     text_graph(encoder)
     assert encoder.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
-    assert isinstance(encoder.network.pathways["text"].norm, nn.BatchNorm1d)
+    assert isinstance(encoder.network.pathways["text"].norm, BatchNorm)
 
 
 def test_a_graph_carries_no_notes_about_the_machine(image, text):
@@ -209,7 +210,7 @@ def test_other_trunks(trunk, grid):
                 module.running_mean.normal_(std=0.1)
                 module.running_var.uniform_(0.5, 2)
         network = DomainNetwork({"image": body.features, "text": 4}, 16, 5)
-        network({"image": body(torch.from_numpy(some_pixels(20))), "text": torch.randn(20, 4)})
+        network({"image": body(torch.from_numpy(some_pixels(20)))[:, None], "text": torch.randn(20, 1, 4)})
     encoder = ImageEncoder(body, network)
     graph = image_graph(encoder)
     if trunk != "densenet121":

@@ -14,14 +14,14 @@ def network(classes=4, seed=0):
 
 def features(rows=10, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    return {"image": torch.randn(rows, 6, generator=generator), "text": torch.randn(rows, 5, generator=generator)}
+    return {"image": torch.randn(rows, 1, 6, generator=generator), "text": torch.randn(rows, 1, 5, generator=generator)}
 
 
 def test_shapes_and_names():
     out = network()(features())
-    assert {k: tuple(v.shape) for k, v in out.fc6.items()} == {"image": (10, 8), "text": (10, 8)}
-    assert out.fc8.shape == out.fc9.shape == (20, 8)
-    assert {k: tuple(v.shape) for k, v in out.logits.items()} == {"image": (10, 4), "text": (10, 4)}
+    assert {k: tuple(v.shape) for k, v in out.fc6.items()} == {"image": (10, 1, 8), "text": (10, 1, 8)}
+    assert out.fc8.shape == out.fc9.shape == (20, 1, 8)
+    assert {k: tuple(v.shape) for k, v in out.logits.items()} == {"image": (10, 1, 4), "text": (10, 1, 4)}
     assert (out.fc9 >= 0).all()
 
 
@@ -44,12 +44,12 @@ def test_a_lone_image_in_evaluation_equals_its_row_in_a_mixed_batch():
     net.eval()
     with torch.no_grad():
         mixed = net(given)
-        probability, fc9 = net.represent("image", given["image"][3:4])
-    assert torch.allclose(fc9[0], mixed.fc9[3], atol=1e-6)
-    assert torch.allclose(probability[0], torch.softmax(mixed.logits["image"][3], 0), atol=1e-6)
+        probability, fc9 = net.represent("image", given["image"][3])
+    assert torch.allclose(fc9[0], mixed.fc9[3, 0], atol=1e-6)
+    assert torch.allclose(probability[0], torch.softmax(mixed.logits["image"][3, 0], 0), atol=1e-6)
     with torch.no_grad():
-        text_fc9 = net.represent("text", given["text"][3:4])[1]
-    assert torch.allclose(text_fc9[0], mixed.fc9[13], atol=1e-6)
+        text_fc9 = net.represent("text", given["text"][3])[1]
+    assert torch.allclose(text_fc9[0], mixed.fc9[13, 0], atol=1e-6)
 
 
 def test_source_and_target_share_no_storage_even_when_one_starts_from_the_other():
@@ -65,9 +65,9 @@ def test_source_and_target_share_no_storage_even_when_one_starts_from_the_other(
 
 def test_text_features_are_normalised_with_affine_and_image_features_are_not():
     net = network()
-    assert net.pathways["text"].norm.affine
+    assert net.pathways["text"].norm.weight.shape == (5,)
     assert isinstance(net.pathways["image"].norm, torch.nn.Identity)
-    assert not net.fc8.norm.affine
+    assert net.fc8.norm.weight is None
 
 
 def test_layers_start_as_he_initialisation_has_it():

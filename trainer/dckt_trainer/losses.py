@@ -1,7 +1,8 @@
 """The loss terms of DCKT, as data.
 
 A term is a name, a weight and a pure function of the two domains' activations, so an ablation is a weight of zero and
-a new term is one more entry. Shape letters: B pairs a batch, D width, C classes.
+a new term is one more entry. Its value is the mean over the G batches that are folded into a pass. Shape letters: B
+pairs a batch, G batches, D width, C classes.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ from dckt_trainer.network import Activations
 
 @dataclass(frozen=True)
 class Batch:
-    """One domain's activations and the labels (B,) that belong to them."""
+    """One domain's activations, and the pairs that they belong to.
+
+    Attributes:
+        activations: of B pairs in each of G batches.
+        labels: (B, G) class numbers.
+        weights: (B, G) how much each pair counts in the losses of its own domain; None counts all alike.
+    """
 
     activations: Activations
     labels: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,17 +49,23 @@ class Term:
     value: Callable[[dict[str, Batch]], Tensor]
 
 
-def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of (B, C) logits against (B,) labels (eq. 9 and 10)."""
-    return functional.cross_entropy(logits, labels)
+def semantic_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean cross entropy of (..., C) logits against (...) labels (eq. 9 and 10), each times its weight."""
+    rows = logits.reshape(-1, logits.shape[-1])
+    if weights is None:
+        return functional.cross_entropy(rows, labels.flatten())
+    return (functional.cross_entropy(rows, labels.flatten(), reduction="none") * weights.flatten()).mean()
 
 
-def pair_loss(image: Tensor, text: Tensor) -> Tensor:
-    """``1 / (2 B) * sum |image_n - text_n|^2`` of two (B, D) activations (eq. 4 to 7).
+def pair_loss(image: Tensor, text: Tensor, weights: Tensor | None = None) -> Tensor:
+    """``1 / (2 B) * sum |image_n - text_n|^2`` of two (B, ..., D) activations (eq. 4 to 7), a mean over batches.
 
     The paper adds the distances up; the mean form, with the released weight, is what trains.
     """
-    return (image - text).square().sum() / (2 * len(image))
+    apart = image - text
+    if weights is None:
+        return apart.square().sum() / (2 * apart[..., 0].numel())
+    return (apart.square().sum(-1) * weights).mean() / 2
 
 
 def pretraining_terms(domain: str, media: Iterable[str], weights: LossConfig) -> list[Term]:
@@ -99,7 +113,9 @@ def _semantic(domain: str, media: Iterable[str], weight: float) -> list[Term]:
         return Term(
             f"semantic/{domain}.{medium}",
             weight,
-            lambda batches: semantic_loss(batches[domain].activations.logits[medium], batches[domain].labels),
+            lambda batches: semantic_loss(
+                batches[domain].activations.logits[medium], batches[domain].labels, batches[domain].weights
+            ),
         )
 
     return [term(medium) for medium in media]
@@ -112,7 +128,7 @@ def _pair(domain: str, media: Iterable[str], weight: float) -> list[Term]:
     def term(layer: str, other: str) -> Term:
         def value(batches: dict[str, Batch]) -> Tensor:
             activations = getattr(batches[domain].activations, layer)
-            return pair_loss(activations[first], activations[other])
+            return pair_loss(activations[first], activations[other], batches[domain].weights)
 
         return Term(f"pair/{domain}.{layer}.{first}-{other}", weight, value)
 

@@ -1,7 +1,7 @@
 """The network of one domain (Figure 2 of the paper).
 
-Shape letters: B pairs, D width, C classes, M media. Source and target have networks of one shape and share no
-parameter.
+Shape letters: B pairs a batch, G batches folded into one pass, D width, C classes, M media. Source and target have
+networks of one shape and share no parameter.
 
     image features -> fc6 -> fc7 --+                     each of fc6 to fc9 is followed by
                                    +--> fc8 -> fc9 -> fc10     batch normalisation (no affine)
@@ -13,12 +13,14 @@ its statistics, and the MMD there, are those of the mixture; a lone medium is la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from dckt_trainer.layers import BatchNorm, Layer, Linear, MovingAverage
 
 MEDIA = ("image", "text")
 
@@ -28,11 +30,11 @@ class Activations:
     """What a forward pass leaves for the losses.
 
     Attributes:
-        fc6: for each medium (B, D), after normalisation and ReLU.
+        fc6: for each medium (B, G, D), after normalisation and ReLU.
         fc7: likewise.
-        fc8: (M * B, D), media stacked in the network's order.
+        fc8: (M * B, G, D), media stacked in the network's order.
         fc9: likewise.
-        logits: for each medium (B, C), before the softmax.
+        logits: for each medium (B, G, C), before the softmax.
     """
 
     fc6: Mapping[str, Tensor]
@@ -41,18 +43,24 @@ class Activations:
     fc9: Tensor
     logits: Mapping[str, Tensor]
 
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Every activation with its name, in the order in which they are computed."""
+        for layer, values in (("fc6", self.fc6), ("fc7", self.fc7)):
+            yield from ((f"{medium}.{layer}", value) for medium, value in values.items())
+        yield from (("common.fc8", self.fc8), ("common.fc9", self.fc9))
+        yield from ((f"{medium}.fc10", value) for medium, value in self.logits.items())
 
-class Layer(nn.Module):
-    """A fully connected layer, batch normalisation without affine, ReLU: (B, inputs) -> (B, outputs)."""
+    def map(self, change: Callable[[Tensor], Tensor]) -> Activations:
+        """The same with every activation changed; media are taken apart for it and stacked again."""
+        media = list(self.fc6)
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.linear = linear(inputs, outputs)
-        self.norm = nn.BatchNorm1d(outputs, affine=False)
+        def stacked(rows: Tensor) -> Tensor:
+            return torch.cat([change(part) for part in rows.chunk(len(media))])
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Applies the layer."""
-        return functional.relu(self.norm(self.linear(rows)))
+        def each(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {medium: change(value) for medium, value in values.items()}
+
+        return Activations(each(self.fc6), each(self.fc7), stacked(self.fc8), stacked(self.fc9), each(self.logits))
 
 
 class Pathway(nn.Module):
@@ -62,16 +70,17 @@ class Pathway(nn.Module):
         inputs: width of the medium's features.
         width: D.
         normalise: whether the features are batch-normalised, with affine, before fc6 (the text vectors are).
+        average: see :class:`BatchNorm`.
     """
 
-    def __init__(self, inputs: int, width: int, *, normalise: bool) -> None:
+    def __init__(self, inputs: int, width: int, *, normalise: bool, average: MovingAverage = "torch") -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(inputs) if normalise else nn.Identity()
-        self.fc6 = Layer(inputs, width)
-        self.fc7 = Layer(width, width)
+        self.norm = BatchNorm(inputs, affine=True, average=average) if normalise else nn.Identity()
+        self.fc6 = Layer(inputs, width, average)
+        self.fc7 = Layer(width, width, average)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, inputs) to the activations of fc6 and fc7, each (B, D)."""
+        """Features (B, G, inputs) to the activations of fc6 and fc7, each (B, G, D)."""
         fc6 = self.fc6(self.norm(features))
         return fc6, self.fc7(fc6)
 
@@ -83,22 +92,31 @@ class DomainNetwork(nn.Module):
         inputs: width of each medium's features; the order of the mapping is the order in which rows are stacked.
         width: D.
         classes: C.
+        average: see :class:`BatchNorm`.
+
+    Attributes:
+        fronts: by medium, a network that makes the features out of what the pairs hold, and learns with this one: the
+            Word CNN from token ids (..., L), where it is trained end to end. Empty where features are made once.
     """
 
-    def __init__(self, inputs: Mapping[str, int], width: int, classes: int) -> None:
+    def __init__(self, inputs: Mapping[str, int], width: int, classes: int, average: MovingAverage = "torch") -> None:
         super().__init__()
-        self.inputs, self.width, self.classes = dict(inputs), width, classes
+        self.inputs, self.width, self.classes, self.average = dict(inputs), width, classes, average
         self.pathways = nn.ModuleDict(
-            {medium: Pathway(size, width, normalise=medium == "text") for medium, size in inputs.items()}
+            {
+                medium: Pathway(size, width, normalise=medium == "text", average=average)
+                for medium, size in inputs.items()
+            }
         )
-        self.fc8 = Layer(width, width)
-        self.fc9 = Layer(width, width)
-        self.fc10 = linear(width, classes)
+        self.fc8 = Layer(width, width, average)
+        self.fc9 = Layer(width, width, average)
+        self.fc10 = Linear(width, classes)
+        self.fronts = nn.ModuleDict()
 
     def forward(self, features: Mapping[str, Tensor]) -> Activations:
-        """Pairs to activations: the media of ``features``, each (B, inputs), are stacked before fc8."""
+        """Pairs to activations: the media of ``features``, each (B, G, inputs), are stacked before fc8."""
         media = [medium for medium in self.inputs if medium in features]
-        paths = {medium: self.pathways[medium](features[medium]) for medium in media}
+        paths = {medium: self.pathways[medium](self._front(medium, features[medium])) for medium in media}
         fc8 = self.fc8(torch.cat([paths[medium][1] for medium in media]))
         fc9 = self.fc9(fc8)
         rows = [len(features[medium]) for medium in media]
@@ -113,21 +131,34 @@ class DomainNetwork(nn.Module):
 
     def represent(self, medium: str, features: Tensor) -> tuple[Tensor, Tensor]:
         """One medium's common representations: class probabilities (B, C) and fc9 (B, D)."""
-        fc9 = self.fc9(self.fc8(self.pathways[medium](features)[1]))
+        fc9 = self.fc9(self.fc8(self.pathways[medium](self._front(medium, features))[1]))
         return functional.softmax(self.fc10(fc9), dim=1), fc9
 
+    def _front(self, medium: str, rows: Tensor) -> Tensor:
+        if medium not in self.fronts:
+            return rows
+        made: Tensor = self.fronts[medium](rows.flatten(0, -2))
+        return made.view(*rows.shape[:-1], -1)
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A fully connected layer with He's initialisation (fan in) and zero bias."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
-    nn.init.zeros_(layer.bias)
-    return layer
+    def freeze_fronts(self, frozen: bool) -> None:
+        """Whether the fronts stay as they are for now: an optimiser passes over a parameter that has no gradient."""
+        for module in self.fronts.modules():
+            if isinstance(module, nn.Embedding):  # word vectors never learn
+                continue
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(not frozen)
+                parameter.grad = None if frozen else torch.zeros_like(parameter)
+
+    def use_precision(self, low: torch.dtype | None) -> None:
+        """Sets the type of the matrix products while training; None is that of the weights."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.low = low
 
 
 def copy_of(network: DomainNetwork, classes: int) -> DomainNetwork:
     """A network for another label space that starts from this one's weights, all but fc10."""
-    twin = DomainNetwork(network.inputs, network.width, classes)
+    twin = DomainNetwork(network.inputs, network.width, classes, network.average)
     state = {name: value for name, value in network.state_dict().items() if not name.startswith("fc10.")}
     twin.load_state_dict(state, strict=False)
     return twin

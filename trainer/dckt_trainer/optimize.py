@@ -1,21 +1,31 @@
 """One loop for every stage that trains networks on loss terms.
 
-The pretraining of a domain and a round of transfer differ in their networks, streams and terms, not in the loop.
+The pretraining of a domain and a round of transfer differ in their networks, streams and terms, not in the loop. A
+solver
+step averages the gradients of several forward passes, each with its own statistics and its own MMD; they are folded
+into one product a layer, which reads the weights once (see :mod:`dckt_trainer.layers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dckt.errors import TrainingError
-from dckt_trainer.config import OptimizerConfig
+from dckt_trainer import parallel
+from dckt_trainer.config import ComputeConfig, OptimizerConfig
 from dckt_trainer.losses import Batch, Term
 from dckt_trainer.network import DomainNetwork
-from dckt_trainer.pairs import PairStream
+from dckt_trainer.pairs import Draw, PairStream
+from dckt_trainer.progress import Advance
+
+LOW = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FIRST_SCALE = 2.0**12  # of the loss in float16
+NAMED = 5  # pairs in an error
 
 
 @dataclass(frozen=True)
@@ -43,26 +53,48 @@ class StepLog:
     steps: int
 
 
-def sgd(networks: Sequence[nn.Module], config: OptimizerConfig) -> torch.optim.SGD:
+def sgd(networks: Sequence[DomainNetwork], config: OptimizerConfig, front_factor: float = 1.0) -> torch.optim.SGD:
     """SGD with momentum, fused: one pass over memory a step.
 
-    Biases, and the scale of the text's normalisation, have their own rate and no decay.
+    Biases, and the scale of the text's normalisation, have their own rate and no decay. Fronts learn ``front_factor``
+    times as fast.
     """
-    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
-    for parameter in parameters:  # one that no term reaches makes steps too, so that each has its momentum
-        parameter.grad = torch.zeros_like(parameter)
-    weights, biases = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay, "factor": 1.0},
-        {"params": biases, "weight_decay": 0.0, "factor": config.bias_lr_factor},
-    ]
+    groups: list[dict[str, Any]] = []
+    for prefix, factor in (("", 1.0), ("fronts.", front_factor)):
+        named = [
+            (name, parameter)
+            for network in networks
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad and name.startswith("fronts.") == bool(prefix)
+        ]
+        weights, biases = [p for _, p in named if p.ndim > 1], [p for _, p in named if p.ndim <= 1]
+        shared = {"form": config.form, "momentum": config.momentum, "kept": config.momentum}
+        groups += [
+            {"params": weights, "weight_decay": config.weight_decay, "factor": factor, **shared},
+            {"params": biases, "weight_decay": 0.0, "factor": factor * config.bias_lr_factor, **shared},
+        ]
+    groups = [group for group in groups if group["params"]]
+    for group in groups:  # a parameter that no term reaches makes steps too, so that each has its momentum
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
 
 
-def set_rate(optimizer: torch.optim.SGD, rate: float) -> None:
-    """Sets the learning rate of weights; the biases' follows by their factor."""
+def set_rate(optimizer: torch.optim.SGD, rate: float, before: float) -> None:
+    """Sets the learning rate of weights; the biases' follows by their factor.
+
+    Caffe keeps the rate inside the velocity, ``v <- m v + rate * g; w <- w - v``. With PyTorch's ``u = v / rate``
+    that is ``u <- m * (before / rate) * u + g``: its momentum times the ratio of the rates.
+
+    Args:
+        optimizer: made by :func:`sgd`.
+        rate: of this step.
+        before: the rate of the step before.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
+        if group["form"] == "caffe":
+            group["momentum"] = group["kept"] * before / rate
 
 
 def inv_rate(config: OptimizerConfig, step: int) -> float:
@@ -78,9 +110,10 @@ def optimize(
     passes: int,
     accumulate: int,
     rate: Callable[[int], float],
+    compute: ComputeConfig | None = None,
     first_step: int = 0,
     stage: str,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Advance = lambda count, figures=None: None,
 ) -> StepLog:
     """Runs forward passes; after each ``accumulate`` of them the mean gradient makes one step.
 
@@ -93,47 +126,111 @@ def optimize(
         passes: forward passes, one batch of each domain a pass.
         accumulate: passes a step.
         rate: learning rate of a step's number.
+        compute: precision and folding.
         first_step: number of the first step.
         stage: named in errors.
-        advance: told after each pass.
+        advance: told after each step how many passes it had, and the means of its terms by kind.
 
     Raises:
-        TrainingError: a term is not finite; the message names it, the stage and the step.
+        TrainingError: a term is not finite; the message names it, the stage, the step, the layer and the pairs.
     """
-    sums: dict[str, Tensor] = {}
-    step = first_step
+    compute = compute or ComputeConfig()
+    low = LOW[compute.precision]
+    scaler = torch.amp.GradScaler(_kind(optimizer), init_scale=FIRST_SCALE, enabled=low == torch.float16)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for domain in domains.values():
         domain.network.train()
+        domain.network.use_precision(low)
+    sums = torch.zeros(len(terms), dtype=torch.float64)
+    step = first_step
     for start in range(0, passes, accumulate):
         group = min(accumulate, passes - start)
+        of_step = torch.zeros(len(terms), dtype=torch.float64)
         optimizer.zero_grad(set_to_none=False)
-        for _ in range(group):
-            batches = {}
-            for name, domain in domains.items():
-                features, labels = domain.stream.draw()
-                batches[name] = Batch(domain.network(features), labels)
-            values = {term.name: term.value(batches) for term in terms}
-            total = torch.stack([term.weight * values[term.name] for term in terms]).sum()
+        for folded in _folds(group, compute.fold):
+            draws = {name: domain.stream.draw(folded) for name, domain in domains.items()}
+            batches = {name: _batch(domains[name].network, draw) for name, draw in draws.items()}
+            values = torch.stack([term.value(batches) for term in terms])
+            total = sum((term.weight * value for term, value in zip(terms, values, strict=True)), values.new_zeros(()))
             if not torch.isfinite(total):
-                raise _not_finite(values, stage, step)
-            torch.autograd.backward(total / group)
-            for name, value in values.items():
-                sums[name] = sums.get(name, torch.zeros(())) + value.detach().cpu()
-            advance(1)
-        set_rate(optimizer, rate(step))
-        optimizer.step()
+                raise _not_finite(terms, values, batches, draws, domains, f"{stage}, step {step}")
+            torch.autograd.backward(scaler.scale(total * (folded / group)))
+            of_step += folded * values.detach().cpu().double()
+        parallel.add_gradients(parameters)
+        set_rate(optimizer, rate(step), rate(max(step - 1, 0)))
+        scaler.step(optimizer)
+        scaler.update()
         step += 1
-    for name, domain in domains.items():
-        if not all(torch.isfinite(parameter).all() for parameter in domain.network.parameters()):
-            raise TrainingError(f"{stage}, step {step - 1}: weights of the {name} are not finite; lower optimizer.lr")
-    means = {name: float(value) / passes for name, value in sums.items()}
-    weighted = {term.name: term.weight * means[term.name] for term in terms if term.name in means}
+        sums += of_step
+        advance(group, _by_kind(terms, of_step / group))
+    _check_weights(domains, f"{stage}, step {step - 1}")
+    means = dict(zip([term.name for term in terms], (sums / max(passes, 1)).tolist(), strict=True))
+    weighted = {term.name: term.weight * means[term.name] for term in terms}
     return StepLog(means, weighted, sum(weighted.values()), step - first_step)
 
 
-def _not_finite(values: Mapping[str, Tensor], stage: str, step: int) -> TrainingError:
-    bad = [name for name, value in values.items() if not torch.isfinite(value)]
+def _folds(passes: int, most: int) -> list[int]:
+    """So many passes at once, no more than ``most`` (0: all): 10 with 4 are 4, 4, 2."""
+    most = most or passes
+    return [min(most, passes - start) for start in range(0, passes, most)]
+
+
+def _batch(network: DomainNetwork, draw: Draw) -> Batch:
+    activations = network(draw.features)
+    if parallel.size() > 1:
+        activations = activations.map(parallel.rows_of_all)
+    return Batch(activations, draw.labels, draw.weights)
+
+
+def _kind(optimizer: torch.optim.SGD) -> str:
+    kind: str = optimizer.param_groups[0]["params"][0].device.type
+    return kind
+
+
+def _by_kind(terms: Sequence[Term], values: Tensor) -> dict[str, float]:
+    """The weighted terms of a step, added up by kind, and the loss: what a person watches."""
+    figures = {"loss": 0.0}
+    for term, value in zip(terms, values.tolist(), strict=True):
+        kind = term.name.partition("/")[0]
+        figures["loss"] += term.weight * value
+        figures[kind] = figures.get(kind, 0.0) + term.weight * value
+    return figures
+
+
+def _not_finite(
+    terms: Sequence[Term],
+    values: Tensor,
+    batches: Mapping[str, Batch],
+    draws: Mapping[str, Draw],
+    domains: Mapping[str, Domain],
+    where: str,
+) -> TrainingError:
+    """Says which terms broke, and the first layer, with the pairs of its rows, from which on numbers are not finite."""
+    bad = [term.name for term, value in zip(terms, values, strict=True) if not torch.isfinite(value)]
+    found = ""
+    for name, batch in batches.items():
+        draw = draws[name]
+        inputs = [(f"{medium} features", rows) for medium, rows in draw.features.items() if rows.is_floating_point()]
+        for layer, rows in (*inputs, *batch.activations.named()):
+            broken = ~torch.isfinite(rows.detach()).all(-1)  # (rows, G); stacked media have B rows each
+            if broken.any():
+                places = draw.places.repeat(len(rows) // len(draw.places) or 1, 1)[: len(rows)]
+                ids = [domains[name].stream.pairs.ids[place] for place in sorted(set(places[broken.cpu()].tolist()))]
+                more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+                found = f"; first in {layer} of the {name}, pairs {', '.join(ids[:NAMED])}{more}"
+                break
+        if found:
+            break
     return TrainingError(
-        f"{stage}, step {step}: {', '.join(bad) or 'the total loss'} is not finite; "
-        "lower optimizer.lr or that term's weight in [losses]"
+        f"{where}: {', '.join(bad) or 'the total loss'} is not finite{found}; "
+        "lower optimizer.lr or that term's weight in [losses], or look at those pairs"
     )
+
+
+def _check_weights(domains: Mapping[str, Domain], where: str) -> None:
+    for name, domain in domains.items():
+        for parameter_name, parameter in domain.network.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise TrainingError(
+                    f"{where}: weights of the {name} are not finite, first {parameter_name}; lower optimizer.lr"
+                )

@@ -1,6 +1,6 @@
 """Pairs as tensors, and the streams that batches are drawn from.
 
-Shape letters: N pairs, F features of a medium, B pairs a batch.
+Shape letters: N pairs, F features of a medium, B pairs a batch, G batches drawn at once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dckt_trainer import parallel
+from dckt_trainer.seeds import torch_generator
+
 
 @dataclass(frozen=True)
 class PairSet:
     """Labelled pairs of one domain, ready for its network.
 
     Attributes:
-        features: for each medium (N, F) float32, on the CPU, maybe memory-mapped.
+        features: for each medium (N, F) float32, or token ids (N, L) int64 for a network with a front; on the CPU,
+            maybe memory-mapped.
         labels: (N,) int64 class numbers.
         ids: N ids.
     """
@@ -32,35 +36,68 @@ class PairSet:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """G batches, side by side, and of each only the rows that this process computes.
+
+    Attributes:
+        features: for each medium (rows, G, F).
+        labels: (B, G), of all rows.
+        places: (B, G) int64, where in the pair set each came from; of all rows.
+        weights: (B, G), or None where all pairs count alike.
+    """
+
+    features: Mapping[str, Tensor]
+    labels: Tensor
+    places: Tensor
+    weights: Tensor | None
+
+
 @dataclass
 class PairStream:
     """Endless batches: pass after pass over some pairs, each pass in a new order, none left out.
 
     When fewer pairs are left of a pass than a batch takes, the batch goes on with the next pass; so every batch has the
-    same size, however few pairs there are.
+    same size, however few pairs there are. What is drawn depends on the seed, the name and the number of the draw
+    alone: a stream that starts at draw n is the one that made n draws.
 
     Attributes:
         pairs: what is drawn from.
         places: which of the pairs.
         batch: B.
-        generator: decides the orders.
+        seed: of the run.
+        name: of the stream.
         device: where the batches go.
+        fixed: every pass has the order of the first one.
+        weights: (N,) how much each pair of the set counts; None counts all alike.
+        drawn: batches that were drawn before.
     """
 
     pairs: PairSet
     places: NDArray[np.int64]
     batch: int
-    generator: torch.Generator
+    seed: int
+    name: str
     device: torch.device
+    fixed: bool = False
+    weights: Tensor | None = None
+    drawn: int = 0
 
-    def __post_init__(self) -> None:
-        self._queue = torch.empty(0, dtype=torch.int64)
+    def draw(self, batches: int = 1) -> Draw:
+        """The next G batches."""
+        start, count = self.drawn * self.batch, batches * self.batch
+        each = len(self.places)
+        orders = [self._order(number) for number in range(start // each, (start + count - 1) // each + 1)]
+        chosen = torch.cat(orders)[start % each :][:count].view(batches, self.batch).T.contiguous()
+        self.drawn += batches
+        own = chosen[parallel.own_rows(self.batch)]
+        features = {
+            medium: rows[own.flatten()].view(*own.shape, -1).to(self.device)
+            for medium, rows in self.pairs.features.items()
+        }
+        weights = None if self.weights is None else self.weights[chosen].to(self.device)
+        return Draw(features, self.pairs.labels[chosen].to(self.device), chosen, weights)
 
-    def draw(self) -> tuple[dict[str, Tensor], Tensor]:
-        """The next batch: for each medium (B, F), and labels (B,)."""
-        while len(self._queue) < self.batch:
-            order = torch.randperm(len(self.places), generator=self.generator)
-            self._queue = torch.cat([self._queue, torch.from_numpy(self.places)[order]])
-        chosen, self._queue = self._queue[: self.batch], self._queue[self.batch :]
-        features = {medium: rows[chosen].to(self.device) for medium, rows in self.pairs.features.items()}
-        return features, self.pairs.labels[chosen].to(self.device)
+    def _order(self, number: int) -> Tensor:
+        generator = torch_generator(self.seed, "order", self.name, 0 if self.fixed else number)
+        return torch.from_numpy(self.places)[torch.randperm(len(self.places), generator=generator)]

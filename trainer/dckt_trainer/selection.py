@@ -1,22 +1,54 @@
-"""Domain consistency and the selection of target pairs (section 4 of the paper).
+"""Which target pairs a round trains on (section 4 of the paper): a score, a law, and a draw.
 
-Shape letters: Q target pairs, C source classes. All in NumPy: no gradient runs through a selection.
+    score(source, target, labels) -> (Q,)     how well each pair fits the source model
+    law(scores, number, rounds, alpha) -> (Q,)   probability with which round ``number`` of ``rounds`` takes each pair
+
+Both are plain functions in NumPy, named in a table; a configuration may name a function of the user's own instead, as
+``module:function``. Shape letters: Q target pairs, C classes.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
+from dckt.errors import ConfigError, TrainingError
 from dckt.metrics import cross_media_map
+from dckt_trainer.config import TransferConfig
 
 FEWEST = 2  # batch normalisation and MMD need two rows
 
+Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
+Scores: TypeAlias = NDArray[np.float64]
+Score: TypeAlias = Callable[[Vectors, Vectors, NDArray[np.int64]], Scores]
+Law: TypeAlias = Callable[[Scores, int, int, float], Scores]
 
-def domain_consistency(
-    image: NDArray[np.float32], text: NDArray[np.float32], labels: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """AP^q of each target pair under the source model (eq. 11 and 12): (Q,), 0 to 2.
+
+@dataclass(frozen=True)
+class Selection:
+    """What a round trains on.
+
+    Attributes:
+        scores: (Q,) of all target pairs, as the law saw them.
+        places: of the selected pairs, in rising order, at least two.
+        weights: (Q,) how much each pair counts, 1 on average; None where all selected pairs count alike.
+    """
+
+    scores: Scores
+    places: NDArray[np.int64]
+    weights: Scores | None = None
+
+
+# --- scores ---------------------------------------------------------------------------------------------------
+
+
+def domain_consistency(image: NDArray[np.float32], text: NDArray[np.float32], labels: NDArray[np.int64]) -> Scores:
+    """AP^q of each target pair (eq. 11 and 12): (Q,), 0 to 2.
 
     Every image ranks all Q texts by cosine and every text all Q images; a result with the query's target label is
     relevant, the query's own partner included. Both average precisions are added.
@@ -27,61 +59,203 @@ def domain_consistency(
         labels: (Q,) target labels.
     """
     result = cross_media_map(image, text, labels)
-    both: NDArray[np.float64] = result.image_to_text.per_query + result.text_to_image.per_query
+    both: Scores = result.image_to_text.per_query + result.text_to_image.per_query
     return both
 
 
-def selection_probability(
-    consistency: NDArray[np.float64], number: int, alpha: float, *, law: str = "paper"
-) -> NDArray[np.float64]:
-    """Probability with which round r selects each pair: (Q,).
+def consistency(source: Vectors, target: Vectors, labels: NDArray[np.int64]) -> Scores:
+    """Domain consistency under the source model, as the paper scores pairs; the target model is not asked."""
+    del target
+    return domain_consistency(source["image"], source["text"], labels)
 
-    The paper (eq. 13): ``alpha * (1 - log2(1 + (max AP - AP^q) / (max AP * r)))``. The released code in effect:
-    ``alpha * (1 - ln(1 + (max AP - AP^q) / min(r, 20)))``, never below 0, which is much flatter. In both the most
-    consistent pair has alpha in every round, and the others come nearer to it round by round.
 
-    Args:
-        consistency: (Q,) AP^q.
-        number: the round r, from 1.
-        alpha: the largest probability.
-        law: ``paper`` or ``released``.
+def reciprocal_rank(source: Vectors, target: Vectors, labels: NDArray[np.int64]) -> Scores:
+    """One over the rank of a pair's own partner under the source model, both directions added, 0 to 2. Needs no labels.
+
+    The rank among equal similarities is the mean one.
     """
-    highest = consistency.max()
-    if law == "released":
-        released: NDArray[np.float64] = alpha * (1 - np.log1p((highest - consistency) / min(number, 20)))
-        return released.clip(min=0)
+    del target, labels
+    image, text = (_unit(source[medium]) for medium in ("image", "text"))
+    similarity = image @ text.T
+
+    def ranks(rows: NDArray[np.float32]) -> Scores:
+        own = rows.diagonal()[:, None]
+        above, equal = (rows > own).sum(1), (rows == own).sum(1)
+        rank: Scores = above + (equal + 1) / 2
+        return rank
+
+    scores: Scores = 1 / ranks(similarity) + 1 / ranks(similarity.T)
+    return scores
+
+
+SCORES: Mapping[str, Score] = {"consistency": consistency, "reciprocal_rank": reciprocal_rank}
+
+# --- laws -------------------------------------------------------------------------------------------------------
+
+
+def paper(scores: Scores, number: int, rounds: int, alpha: float) -> Scores:
+    """Eq. 13: ``alpha * (1 - log2(1 + (max AP - AP^q) / (max AP * r)))``.
+
+    The most consistent pair has alpha in every round, and the others come nearer to it round by round.
+    """
+    del rounds
+    highest = scores.max()
     if highest <= 0:  # no pair fits the source better than another
-        return np.full(len(consistency), alpha)
-    gap = (highest - consistency) / (highest * number)
-    chances: NDArray[np.float64] = alpha * (1 - np.log2(1 + gap))
+        return np.full(len(scores), alpha)
+    chances: Scores = alpha * (1 - np.log2(1 + (highest - scores) / (highest * number)))
     return chances
 
 
+def released(scores: Scores, number: int, rounds: int, alpha: float) -> Scores:
+    """The released code in effect: ``alpha * (1 - ln(1 + (max AP - AP^q) / min(r, 20)))``, at least 0.
+
+    It is much flatter than the paper's.
+    """
+    del rounds
+    chances: Scores = alpha * (1 - np.log1p((scores.max() - scores) / min(number, 20)))
+    return chances.clip(min=0)
+
+
+def everything(scores: Scores, number: int, rounds: int, alpha: float) -> Scores:
+    """Every pair, in every round: the ablation DCKT_All."""
+    del number, rounds, alpha
+    return np.ones(len(scores))
+
+
+def at_random(scores: Scores, number: int, rounds: int, alpha: float) -> Scores:
+    """As many pairs as :func:`paper` expects to take, whichever they are: the ablation DCKT_Random."""
+    return np.full(len(scores), paper(scores, number, rounds, alpha).mean())
+
+
+def rank(scores: Scores, number: int, rounds: int, alpha: float) -> Scores:
+    """The best share by score, which grows from alpha in the first round to all in the last (a paced curriculum).
+
+    It looks at ranks alone, so the scale of the scores does not matter.
+    """
+    share = alpha + (1 - alpha) * (number - 1) / max(rounds - 1, 1)
+    count = min(len(scores), max(FEWEST, round(share * len(scores))))
+    chances = np.zeros(len(scores))
+    chances[np.argsort(-scores, kind="stable")[:count]] = 1
+    return chances
+
+
+LAWS: Mapping[str, Law] = {
+    "paper": paper,
+    "released": released,
+    "all": everything,
+    "random": at_random,
+    "rank": rank,
+}
+
+# --- both together ----------------------------------------------------------------------------------------------
+
+
 def select(
-    law: str,
-    consistency: NDArray[np.float64],
+    settings: TransferConfig,
     number: int,
-    alpha: float,
+    source: Vectors,
+    target: Vectors,
+    labels: NDArray[np.int64],
     generator: np.random.Generator,
-) -> NDArray[np.int64]:
-    """Places of the target pairs that round ``number`` trains on, in rising order, at least two.
+    earlier: Scores | None = None,
+) -> Selection:
+    """Scores all target pairs and takes those that round ``number`` trains on.
 
     Args:
-        law: ``paper``, ``released``, ``all``, or ``random`` (as many pairs as ``paper`` expects).
-        consistency: (Q,) AP^q.
+        settings: score, law, and how pairs are drawn.
         number: the round, from 1.
-        alpha: see :func:`selection_probability`.
-        generator: a fresh stream for each round.
+        source: by medium, (Q, C) class probabilities under the source model.
+        target: by medium, (Q, C') under the target model.
+        labels: (Q,) target labels.
+        generator: where pairs are drawn from.
+        earlier: (Q,) scores of the round before, which ``smoothing`` averages with.
+
+    Raises:
+        ConfigError: a function of the user's own cannot be found.
+        TrainingError: it returns something else than Q finite numbers, or probabilities out of 0 to 1.
     """
-    pairs = len(consistency)
-    if law == "all":
-        return np.arange(pairs)
-    chances = selection_probability(consistency, number, alpha, law="released" if law == "released" else "paper")
-    if law == "random":
-        chances = np.full(pairs, chances.mean())
-    kept = np.flatnonzero(generator.random(pairs) < chances)
-    if len(kept) >= min(FEWEST, pairs):
+    score: Score = _function("transfer.score", settings.score, SCORES)
+    law: Law = _function("transfer.law", settings.law, LAWS)
+    scores = _checked(settings.score, score(source, target, labels), len(labels))
+    if earlier is not None and settings.smoothing:
+        scores = settings.smoothing * earlier + (1 - settings.smoothing) * scores
+    chances = _checked(settings.law, law(scores, number, settings.rounds, settings.alpha), len(labels))
+    if chances.min() < 0 or chances.max() > 1:
+        raise TrainingError(
+            f"transfer.law {settings.law}: probabilities {chances.min()} to {chances.max()}; expected 0 to 1"
+        )
+    if settings.weighting == "soft":
+        mean = chances.mean()
+        weights = chances / mean if mean > 0 else np.ones(len(chances))
+        return Selection(scores, np.arange(len(chances)), weights)
+    places = draw(chances, generator, labels if settings.stratified else None)
+    return Selection(scores, places)
+
+
+def draw(chances: Scores, generator: np.random.Generator, strata: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Places that are drawn, each with its own probability, in rising order, at least two.
+
+    Args:
+        chances: (Q,) probabilities.
+        generator: of random numbers.
+        strata: (Q,) classes; of each the number that is expected is taken, rounded up or down at random. Without them
+            every pair is drawn independently.
+    """
+    if strata is None:
+        kept = np.flatnonzero(generator.random(len(chances)) < chances)
+    else:
+        kept = np.sort(
+            np.concatenate([_systematic(np.flatnonzero(strata == s), chances, generator) for s in np.unique(strata)])
+        )
+    if len(kept) >= min(FEWEST, len(chances)):
         return kept
     # Too few for a batch: the likeliest pairs stand in.
-    order = np.lexsort((generator.random(pairs), -chances))
+    order = np.lexsort((generator.random(len(chances)), -chances))
     return np.sort(order[:FEWEST])
+
+
+def _systematic(places: NDArray[np.int64], chances: Scores, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Systematic sampling: the probabilities, one behind the other in random order, are hit by marks one apart.
+
+    Each place is hit with exactly its probability, and their number is the sum of them, rounded up or down.
+    """
+    order = generator.permutation(places)
+    ends = chances[order].cumsum() + generator.random()
+    hit = np.floor(ends) > np.floor(np.concatenate([[ends[0] - chances[order[0]]], ends[:-1]]))
+    taken: NDArray[np.int64] = order[hit]
+    return taken
+
+
+def _function(key: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name in known:
+        return known[name]
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{key} is {name!r}, which cannot be had ({error}); expected one of {', '.join(known)}, or module:function "
+            "of a module that Python finds"
+        ) from error
+
+
+def check_functions(settings: TransferConfig) -> None:
+    """Refuses a score or a law that cannot be found, before anything is trained.
+
+    Raises:
+        ConfigError: see above.
+    """
+    _function("transfer.score", settings.score, SCORES)
+    _function("transfer.law", settings.law, LAWS)
+
+
+def _checked(name: str, values: Any, count: int) -> Scores:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (count,) or not np.isfinite(array).all():
+        raise TrainingError(f"{name} gave an array of shape {array.shape}; expected {count} finite numbers, one a pair")
+    return array
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(norms > 0, norms, 1), np.float32)

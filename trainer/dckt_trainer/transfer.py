@@ -7,12 +7,12 @@ networks are trained together on the source and the selected pairs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dckt_trainer.config import Config
 from dckt_trainer.evaluate import represent
@@ -20,8 +20,9 @@ from dckt_trainer.losses import joint_terms
 from dckt_trainer.network import DomainNetwork
 from dckt_trainer.optimize import Domain, StepLog, inv_rate, optimize
 from dckt_trainer.pairs import PairSet, PairStream
+from dckt_trainer.progress import Advance
 from dckt_trainer.seeds import numpy_generator, torch_generator
-from dckt_trainer.selection import domain_consistency, select
+from dckt_trainer.selection import Scores, Selection, select
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,13 @@ class RoundLog:
 
     Attributes:
         number: from 1.
-        consistency: (Q,) AP^q of every target pair, 0 to 2.
-        selected: places of the pairs that were trained on.
+        selection: the scores of all target pairs, and those that were trained on.
         steps: means of the loss terms.
         first_step: number of the round's first solver step.
     """
 
     number: int
-    consistency: NDArray[np.float64]
-    selected: NDArray[np.int64]
+    selection: Selection
     steps: StepLog
     first_step: int
 
@@ -68,7 +67,8 @@ def transfer_round(
     *,
     first_step: int,
     device: torch.device,
-    advance: Callable[[int], None] = lambda count: None,
+    earlier: Scores | None = None,
+    advance: Advance = lambda count, figures=None: None,
 ) -> RoundLog:
     """Scores, selects, and trains both networks in place for one round.
 
@@ -83,36 +83,45 @@ def transfer_round(
         config: the run's configuration.
         first_step: solver steps taken in the rounds before.
         device: where the networks are.
-        advance: told after each forward pass.
+        earlier: (Q,) the scores of the round before.
+        advance: told after each step.
     """
-    vectors = represent(source, data.target_for_source, device)
-    labels = data.target.labels.numpy()
-    consistency = domain_consistency(vectors["image"], vectors["text"], labels)
     settings = config.transfer
-    draws = numpy_generator(config.seed, "selection", number)
-    selected = select(settings.law, consistency, number, settings.alpha, draws)
+    for network in (source, target):
+        network.freeze_fronts(number <= config.text.cnn_frozen_rounds)
+    selection = select(
+        settings,
+        number,
+        represent(source, data.target_for_source, device),
+        represent(target, data.target, device),
+        data.target.labels.numpy(),
+        numpy_generator(config.seed, "selection", 1 if settings.draws == "frozen" else number),
+        earlier,
+    )
+    fixed = settings.order == "fixed"
+    weights = None if selection.weights is None else torch.from_numpy(selection.weights).float()
 
-    def stream(pairs: PairSet, places: NDArray[np.int64], name: str) -> PairStream:
-        generator = torch_generator(config.seed, "order", name, number)
-        return PairStream(pairs, places, settings.batch, generator, device)
+    def stream(name: str, pairs: PairSet, places: NDArray[np.int64], weights: Tensor | None = None) -> PairStream:
+        name = name if fixed else f"{name}/{number}"
+        return PairStream(pairs, places, settings.batch, config.seed, name, device, fixed=fixed, weights=weights)
 
     domains = {
-        "source": Domain(source, stream(data.source, np.arange(len(data.source)), "source")),
-        "target": Domain(target, stream(data.target, selected, "target")),
+        "source": Domain(source, stream("source", data.source, np.arange(len(data.source)))),
+        "target": Domain(target, stream("target", data.target, selection.places, weights)),
     }
-    generator = torch_generator(config.seed, "mmd", number)
     log = optimize(
         domains,
-        joint_terms(source.inputs, config.losses, config.mmd, generator),
+        joint_terms(source.inputs, config.losses, config.mmd, torch_generator(config.seed, "mmd", number)),
         optimizer,
         passes=passes_of_round(len(data.source), config),
         accumulate=settings.accumulate,
         rate=lambda step: inv_rate(config.optimizer, step),
+        compute=config.compute,
         first_step=first_step,
         stage=f"round {number}",
         advance=advance,
     )
-    return RoundLog(number, consistency, selected, log, first_step)
+    return RoundLog(number, selection, log, first_step)
 
 
 def passes_of_round(source_pairs: int, config: Config) -> int:

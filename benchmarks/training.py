@@ -1,0 +1,202 @@
+"""How fast the joint stage trains at the paper's width, against the same step as one writes it first.
+
+    python benchmarks/training.py                 the paper's size: 343 million parameters, about 12 GB, some minutes
+    python benchmarks/training.py --width 512     smaller
+
+A step is ten passes of 64 + 64 pairs, their mean gradient, and SGD. The plain loop does one pass after the other, in
+float32, with PyTorch's own layers and default SGD. Ours folds the passes into one product a layer, and
+tests/trainer/test_folding.py shows that gradients are equal. Prints medians, spread and ratios of interleaved repetitions,
+the peak memory of each variant in a process of its own, and the share of reading features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dckt_trainer.config import ComputeConfig, LossConfig, MmdConfig, OptimizerConfig
+from dckt_trainer.losses import joint_terms
+from dckt_trainer.network import DomainNetwork
+from dckt_trainer.optimize import Domain, optimize, sgd
+from dckt_trainer.pairs import PairSet, PairStream
+from plain import PlainNetwork, by_product, by_subtraction, plain_joint_loss
+
+CLASSES = {"source": 200, "target": 20}
+BATCH, ACCUMULATE = 64, 10
+Step = Callable[[], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--features", type=int, default=25088, help="of an image: 512 x 7 x 7 for VGG")
+    parser.add_argument("--pairs", type=int, default=2000, help="in the cache, of each domain")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--variants", default="plain,folded,bfloat16", help=f"some of {', '.join(VARIANTS)}")
+    parser.add_argument("--peak", metavar="VARIANT", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("DCKT_CACHE")) as folder:
+        pairs = {name: stored_pairs(Path(folder) / f"{name}.npy", args, CLASSES[name]) for name in CLASSES}
+        if args.peak:
+            step = VARIANTS[args.peak](args, pairs)
+            step()
+            step()
+            print(high_water())
+            return
+        report(args, pairs)
+
+
+def stored_pairs(path: Path, args: argparse.Namespace, classes: int) -> PairSet:
+    """Random features, the image's on disk and memory-mapped, as the feature cache is."""
+    rng = np.random.default_rng(classes)
+    rows = np.lib.format.open_memmap(path, "w+", np.float32, (args.pairs, args.features))
+    for start in range(0, args.pairs, 100):
+        rows[start : start + 100] = rng.standard_normal((len(rows[start : start + 100]), args.features), np.float32)
+    rows.flush()
+    image = torch.from_numpy(np.load(path, mmap_mode="c"))
+    text = torch.from_numpy(rng.standard_normal((args.pairs, 300), np.float32))
+    labels = torch.from_numpy(rng.integers(0, classes, args.pairs))
+    return PairSet({"image": image, "text": text}, labels, tuple(map(str, range(args.pairs))))
+
+
+def streams(pairs: dict[str, PairSet]) -> dict[str, PairStream]:
+    cpu = torch.device("cpu")
+    return {name: PairStream(each, np.arange(len(each)), BATCH, 0, name, cpu) for name, each in pairs.items()}
+
+
+def plain(
+    args: argparse.Namespace, pairs: dict[str, PairSet], distance: Any = by_product, passes: int = ACCUMULATE
+) -> Step:
+    torch.manual_seed(0)
+    inputs = {"image": args.features, "text": 300}
+    networks = {name: PlainNetwork(inputs, args.width, classes) for name, classes in CLASSES.items()}
+    drawn = streams(pairs)
+    parameters = [p for network in networks.values() for p in network.parameters()]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 5e-4},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0, "lr": 0.02},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for _ in range(passes):
+            batches = {}
+            for name, stream in drawn.items():
+                draw = stream.draw()
+                batches[name] = ({m: rows[:, 0] for m, rows in draw.features.items()}, draw.labels[:, 0])
+            (plain_joint_loss(networks, batches, distance) / passes).backward()
+        optimizer.step()
+
+    return step
+
+
+def ours(args: argparse.Namespace, pairs: dict[str, PairSet], **compute: Any) -> Step:
+    torch.manual_seed(0)
+    inputs = {"image": args.features, "text": 300}
+    networks = {name: DomainNetwork(inputs, args.width, classes) for name, classes in CLASSES.items()}
+    drawn = streams(pairs)
+    domains = {name: Domain(network, drawn[name]) for name, network in networks.items()}
+    optimizer = sgd(list(networks.values()), OptimizerConfig())
+    terms = joint_terms(tuple(inputs), LossConfig(), MmdConfig())
+
+    def step() -> None:
+        optimize(
+            domains,
+            terms,
+            optimizer,
+            passes=ACCUMULATE,
+            accumulate=ACCUMULATE,
+            rate=lambda number: 0.01,
+            compute=ComputeConfig(**compute),
+            stage="benchmark",
+        )
+
+    return step
+
+
+VARIANTS: dict[str, Callable[[argparse.Namespace, dict[str, PairSet]], Step]] = {
+    "plain": plain,
+    "plain-subtraction": lambda args, pairs: plain(args, pairs, by_subtraction, 1),
+    "unfolded": lambda args, pairs: ours(args, pairs, fold=1),
+    "folded": ours,
+    "bfloat16": lambda args, pairs: ours(args, pairs, precision="bfloat16"),
+}
+TITLES = {
+    "plain": "plain loop: float32, a batch at a time, default SGD",
+    "plain-subtraction": "plain loop, MMD by subtraction (n, n, d); one pass, times ten",
+    "unfolded": "dckt, float32, not folded: gradients in place, fused SGD",
+    "folded": "dckt, float32",
+    "bfloat16": "dckt, bfloat16 products",
+}
+
+
+def report(args: argparse.Namespace, pairs: dict[str, PairSet]) -> None:
+    names = args.variants.split(",")
+    steps = {name: VARIANTS[name](args, pairs) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in range(args.repeats + 1):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            took = (time.perf_counter() - begin) * (ACCUMULATE if name == "plain-subtraction" else 1)
+            if repeat:  # the first one touches memory for the first time
+                times[name].append(took)
+    drawn = streams(pairs)
+    begin = time.perf_counter()
+    for _ in range(5):
+        for stream in drawn.values():
+            stream.draw(ACCUMULATE)
+    reading = (time.perf_counter() - begin) / 5
+    del steps
+    peaks = {name: peak(args, name) for name in names}
+    base = statistics.median(times[names[0]])
+    count = 2 * ACCUMULATE * BATCH
+    size = f"width {args.width}, {args.features} image features, step of {ACCUMULATE} x ({BATCH} + {BATCH}) pairs"
+    print(f"\n{size}, {args.repeats} repeats, {args.threads} threads")
+    print(f"Python {platform.python_version()}, torch {version('torch')}, load average {os.getloadavg()[0]:.1f}\n")
+    print("| step | seconds, median (min to max) | pairs/s | ratio, median | ratio, best to best | peak memory, GB |")
+    print("|---|---|---|---|---|---|")
+    for name in names:
+        median, best = statistics.median(times[name]), min(times[name])
+        print(
+            f"| {TITLES[name]} | {median:.2f} ({best:.2f} to {max(times[name]):.2f}) | {count / median:.0f} "
+            f"| {base / median:.2f} | {min(times[names[0]]) / best:.2f} | {peaks[name]:.1f} |"
+        )
+    share = reading / statistics.median(times[names[-1]])
+    print(f"\nreading a step's features from the cache: {reading * 1e3:.0f} ms, {share:.1%} of the last variant's step")
+    print(json.dumps({"times": times, "peaks": peaks, "reading": reading}))
+
+
+def high_water() -> int:
+    """Largest resident memory of this process, in KiB; unlike ru_maxrss it does not start from the parent's."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def peak(args: argparse.Namespace, name: str) -> float:
+    """Peak resident memory of two steps in a fresh process, in GB; the memory-mapped cache counts in it."""
+    command = [sys.executable, __file__, "--peak", name, "--width", str(args.width), "--features", str(args.features)]
+    command += ["--pairs", str(args.pairs), "--threads", str(args.threads)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(found.stdout.split()[-1]) * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    main()
