@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 from dckt.errors import BundleCorruptError, BundleError, BundleVersionError, ConfigError, TextError
 from dckt.files import atomic_folder, sha256_file
 from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
+from dckt.preprocessing.text import BUILT_IN
 
 BUNDLE_VERSION = 1
 FORMAT = "dckt-bundle"
@@ -261,13 +262,16 @@ def _canonical_hash(value: Any) -> str:
 
 
 def _model_id(files: Mapping[str, FileEntry], image: ImageSpec, text: TextSpec, representation: str) -> str:
+    text_parts = asdict(text)
+    if text.tokenizer == BUILT_IN:
+        del text_parts["tokenizer"]  # so that older bundles, which name none, keep their ids
     return _canonical_hash(
         {
             # External data belongs to its graph, so every file beside the vocabulary counts as graph.
             "graphs": {name: entry.sha256 for name, entry in files.items() if name != VOCABULARY},
             "vocabulary": files[VOCABULARY].sha256,
             "image": asdict(image),
-            "text": asdict(text),
+            "text": text_parts,
             "representation": representation,
         }
     )
@@ -353,8 +357,9 @@ def _image_spec(content: dict[str, Any]) -> ImageSpec:
 
 
 def _text_spec(content: dict[str, Any]) -> TextSpec:
+    content = {"tokenizer": BUILT_IN, **content}  # older bundles name none
     _fields(content, {field.name for field in fields(TextSpec)})
-    return TextSpec(max_tokens=_typed(content, "max_tokens", int))
+    return TextSpec(max_tokens=_typed(content, "max_tokens", int), tokenizer=_typed(content, "tokenizer", str))
 
 
 def _fields(found: Mapping[str, Any], expected: set[str]) -> None:

@@ -33,7 +33,7 @@ from dckt.index import Hit, Index
 from dckt.index.items import check_ids, dump_metadata, is_id
 from dckt.index.store import ITEMS
 from dckt.index.vectors import Float32Array, unit_rows
-from dckt.preprocessing import ImageSource, image_array, image_batch, token_batch
+from dckt.preprocessing import ImageSource, image_array, image_batch, token_batch, tokenizer
 from dckt.runtime import Encoder
 from dckt.runtime.onnx import OnnxEncoder
 
@@ -129,9 +129,10 @@ class Searcher:
             BundleError: the bundle is missing, damaged, or newer than this version.
             IndexFolderError: the index is missing, damaged, or newer than this version.
             ModelMismatchError: the index was filled by another model.
+            ConfigError: the bundle names a tokenizer that is neither registered nor installed.
             ProviderError: the device does not attach.
         """
-        model = Bundle.open(bundle)
+        model = _model(bundle)
         manifest = model.manifest
         opened = Index.open(index, model_id=manifest.model_id, representation=manifest.representation, threads=threads)
         return cls._with_encoders(model, opened, device, threads)
@@ -158,9 +159,10 @@ class Searcher:
         Raises:
             BundleError: see :meth:`open`.
             IndexFolderError: there is something at ``index`` already, or it cannot be written.
+            ConfigError: the bundle names a tokenizer that is neither registered nor installed.
             ProviderError: the device does not attach.
         """
-        model = Bundle.open(bundle)
+        model = _model(bundle)
         manifest = model.manifest
         made = Index.create(
             index,
@@ -609,6 +611,16 @@ class Searcher:
         else:
             batch = np.stack(prepared) if prepared else image_batch([], self.bundle.manifest.image)
         return self._encoders[medium].run(batch)
+
+
+def _model(path: str | Path) -> Bundle:
+    """A bundle whose tokenizer is there: before an index is made, and not only when the first text comes."""
+    bundle = Bundle.open(path)
+    try:
+        tokenizer(bundle.manifest.text.tokenizer)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return bundle
 
 
 def _image_ids(images: Sequence[ImageSource]) -> list[str]:

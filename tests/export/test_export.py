@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from dckt import __version__
 from dckt.bundle import Bundle
 from dckt.errors import BundleError, ConfigError, CorpusError, ParityError, RunError
 from dckt.metrics import cross_media_map
-from dckt.preprocessing import image_batch, token_batch
+from dckt.preprocessing import image_batch, register_tokenizer, text, token_batch
 from dckt.runtime.onnx import OnnxEncoder
 from dckt_export import export as export_module
 from dckt_export.export import export_bundle
 from dckt_trainer.config import dump_config
 from dckt_trainer.encoders import encode
+from dckt_trainer.model import load_model
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,26 @@ def cosines(left, right):
         float(a @ b / np.sqrt((a @ a) * (b @ b)))
         for a, b in zip(left.astype(np.float64), right.astype(np.float64), strict=True)
     ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_tokenizer_goes_into_the_bundle(run_copy, model, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "_registered", {})
+    file = run_copy / "target" / "model.json"
+    shape = json.loads(file.read_text())
+    shape["text"]["tokenizer"] = "blanks"
+    file.write_text(json.dumps(shape))
+    with pytest.raises(ConfigError, match="no tokenizer 'blanks'"):
+        export_bundle(run_copy, tmp_path / "blanks.dckt")
+    assert not (tmp_path / "blanks.dckt").exists()
+    register_tokenizer("blanks", lambda text: ["unheard-of", *text.split()])
+    bundle = export_bundle(run_copy, tmp_path / "blanks.dckt")
+    assert bundle.manifest.text == replace(model.text, tokenizer="blanks")
+    trained = load_model(run_copy / "target")
+    for pair in corpus.part("test"):
+        ids = bundle.vocabulary.encode(pair.text, bundle.manifest.text)
+        assert ids == trained.vocabulary.encode(pair.text, trained.text)
+        assert ids == [1, *model.vocabulary.encode(pair.text, model.text)]
 
 
 @pytest.mark.parametrize("output", ["probability", "fc9"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dckt.bundle import BUNDLE_VERSION, Bundle, write_bundle
-from dckt.errors import BundleCorruptError, BundleError, BundleVersionError
+from dckt.errors import BundleCorruptError, BundleError, BundleVersionError, ConfigError
 from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
 
 VOCABULARY = Vocabulary.of(["red", "bag"])
@@ -102,6 +102,7 @@ def test_moved_or_renamed_it_is_the_same_model(tmp_path: Path) -> None:
         {"image": ImageSpec(side=8, std=(1, 1, 1))},
         {"image": ImageSpec(side=8, max_pixels=100)},
         {"text": TextSpec(max_tokens=5)},
+        {"text": TextSpec(tokenizer="syllables")},
         {"representation": "fc9"},
     ],
     ids=str,
@@ -319,6 +320,9 @@ def test_resigned_manifest_opens(tiny_bundle_copy: Path) -> None:
         ("text", {"max_tokens": 16.0}),
         ("text", {"max_tokens": 0}),
         ("text", {"max_tokens": 16, "language": "en"}),
+        ("text", {"tokenizer": "words"}),
+        ("text", {"max_tokens": 16, "tokenizer": None}),
+        ("text", {"max_tokens": 16, "tokenizer": "other"}),
         ("files", {}),
         ("files", []),
         ("produced_by", {"x": 1}),
@@ -357,6 +361,28 @@ def test_wrong_preprocessing(tiny_bundle_copy: Path, field: str, value: object) 
     resign(tiny_bundle_copy, content)
     with pytest.raises(BundleCorruptError, match=r"manifest\.json"):
         Bundle.open(tiny_bundle_copy)
+
+
+def test_a_manifest_from_before_tokenizers_means_the_built_in_one(tiny_bundle_copy: Path) -> None:
+    content = manifest_of(tiny_bundle_copy)
+    assert content["text"].pop("tokenizer") == "words"
+    resign(tiny_bundle_copy, content)
+    manifest = Bundle.open(tiny_bundle_copy).manifest
+    assert manifest.text == TextSpec(max_tokens=16, tokenizer="words")
+    parts = {name: content[name] for name in ("image", "text", "representation")}
+    graphs = {name: content["files"][name]["sha256"] for name in ("image.onnx", "text.onnx")}
+    parts |= {"graphs": graphs, "vocabulary": content["files"]["vocabulary.txt"]["sha256"]}
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    assert manifest.model_id == hashlib.sha256(canonical.encode()).hexdigest(), "its index still belongs to it"
+
+
+def test_a_bundle_opens_without_its_tokenizer(tmp_path: Path) -> None:
+    """It can be inspected and copied where the tokenizer is not installed; encoding a text needs it."""
+    write(tmp_path / "a", text=TextSpec(tokenizer="not.here:either"))
+    bundle = Bundle.open(tmp_path / "a")
+    assert bundle.manifest.text.tokenizer == "not.here:either"
+    with pytest.raises(ConfigError, match=r"no tokenizer 'not\.here:either' \(there are: words.*register_tokenizer"):
+        bundle.vocabulary.encode("red", bundle.manifest.text)
 
 
 @pytest.mark.parametrize("field", ["format", "version", "checksum", "labels", "files"])
@@ -426,7 +452,8 @@ def test_vocabulary_that_hashes_right_and_is_none(tiny_bundle_copy: Path, damage
     parts = {
         "graphs": {name: content["files"][name]["sha256"] for name in ("image.onnx", "text.onnx")},
         "vocabulary": sha256,
-        **{name: content[name] for name in ("image", "text", "representation")},
+        **{name: content[name] for name in ("image", "representation")},
+        "text": {"max_tokens": 16},  # the built-in tokenizer is not counted, so that older bundles keep their ids
     }
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     content["model_id"] = hashlib.sha256(canonical.encode()).hexdigest()

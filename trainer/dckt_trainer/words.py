@@ -6,19 +6,29 @@ table of words. It is made from training texts only.
 
 from __future__ import annotations
 
+import gzip
+import itertools
+import re
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO, TypeAlias
 
 import numpy as np
 from gensim.models import KeyedVectors, Word2Vec
 from numpy.typing import NDArray
 
 from dckt.errors import ConfigError
-from dckt.preprocessing import Vocabulary, tokenize
+from dckt.preprocessing import Vocabulary, tokenizer
+from dckt.preprocessing.text import SPECIAL
 from dckt_trainer.config import TextConfig
 from dckt_trainer.seeds import seed_of
+
+Keep: TypeAlias = Callable[[int, str], bool]
+MAX_WIDTH = 65_536
+_HEADER = re.compile(r"(\d+)\s+(\d+)")
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,31 @@ def learn_words(texts: Sequence[str], config: TextConfig, seed: int) -> Words:
     """Word vectors for the training texts of both domains, as the configuration says.
 
     Raises:
-        ConfigError: the file of vectors cannot be used, or no word is frequent enough.
+        ConfigError: the file of vectors or the tokenizer cannot be used, or no word is frequent enough.
+        TextError: the tokenizer yields what is no word.
     """
-    sentences = [tokenize(text) for text in texts]
-    return _skip_gram(sentences, config, seed) if config.vectors == "word2vec" else _from_file(sentences, config)
+    split = tokenizer(config.tokenizer)
+    sentences = [split(text) for text in texts]
+    if config.vectors == "word2vec":
+        return _skip_gram(sentences, config, seed)
+    counts = Counter(word for sentence in sentences for word in sentence)
+    used = {word for word, count in counts.items() if count >= config.min_count}
+
+    # Words of the training texts come with their vectors; the commonest others serve queries in words not seen here,
+    # if the tokenizer can yield them.
+    def keep(place: int, word: str) -> bool:
+        return word in used or (place < config.extra_words and word != "" and split(word) == [word])
+
+    words = _from_file(config, keep)
+    if used.isdisjoint(words.vocabulary.words[len(SPECIAL) :]):
+        raise ConfigError(
+            f"text.vectors: {config.vectors} knows no word of the training texts; is it of their language?"
+        )
+    return words
 
 
 def check_vectors(config: TextConfig) -> None:
-    """Refuses a file of vectors that is not there or that is a pickle, without reading it.
+    """Refuses a file of vectors that is not there or that is a pickle, reading no more than its first byte.
 
     Raises:
         ConfigError: see above.
@@ -53,7 +80,12 @@ def check_vectors(config: TextConfig) -> None:
     path = Path(config.vectors)
     if not path.is_file():
         raise ConfigError(f"text.vectors is {config.vectors!r}; expected 'word2vec' or a file of word vectors")
-    if path.suffix in (".kv", ".model", ".pkl"):
+    try:
+        with path.open("rb") as file:
+            pickled = file.read(1) == b"\x80"  # what every pickle of Python 3 begins with, and no text in UTF-8
+    except OSError as error:
+        raise ConfigError(f"text.vectors: {path} cannot be read ({error})") from error
+    if pickled or path.suffix in (".kv", ".model", ".pkl"):
         raise ConfigError(
             f"text.vectors: {path} is a pickle, which can run code when it is read; save it with "
             "KeyedVectors.save_word2vec_format('vectors.bin', binary=True) and give that file"
@@ -62,6 +94,8 @@ def check_vectors(config: TextConfig) -> None:
 
 def _skip_gram(sentences: list[list[str]], config: TextConfig, seed: int) -> Words:
     try:
+        # gensim 4 starts the vectors from the seed and the order of the words alone. Its `hashfxn`, by default Python's
+        # own hash, which differs from process to process, is without effect.
         model = Word2Vec(
             sentences,
             vector_size=config.dimension,
@@ -77,33 +111,65 @@ def _skip_gram(sentences: list[list[str]], config: TextConfig, seed: int) -> Wor
         raise ConfigError(
             f"no word stands {config.min_count} times in the training texts; lower text.min_count"
         ) from error
-    return _table(list(model.wv.index_to_key), model.wv.vectors)
+    return _words(dict(zip(model.wv.index_to_key, model.wv.vectors, strict=True)), config.dimension)
 
 
-def _from_file(sentences: list[list[str]], config: TextConfig) -> Words:
+def _from_file(config: TextConfig, keep: Keep) -> Words:
     path = Path(config.vectors)
     check_vectors(config)
     try:
-        table = KeyedVectors.load_word2vec_format(str(path), binary=path.suffix == ".bin")
-    except (ValueError, EOFError, UnicodeDecodeError, OSError) as error:
+        binary = path.name.removesuffix(".gz").endswith(".bin")
+        width, rows = _read_binary(path, keep) if binary else _read_text(path, keep)
+    except (ValueError, EOFError, OSError, zlib.error) as error:
         raise ConfigError(
-            f"text.vectors: {path} is not in word2vec format ({error}); expected a first line 'words width', then "
-            "a word and its numbers a line, or the binary form in a .bin file"
+            f"text.vectors: {path} is not in word2vec format ({error}); expected a word and its numbers a line, "
+            "with or without a first line 'words width', or the binary form in a .bin file"
         ) from error
-    if not np.isfinite(table.vectors).all():
+    if not all(np.isfinite(row).all() for row in rows.values()):
         raise ConfigError(f"text.vectors: {path} holds numbers that are not finite")
-    counts = Counter(word for sentence in sentences for word in sentence)
-    used = {word for word, count in counts.items() if count >= config.min_count}
-    # Words of the training texts come with their vectors; the commonest others serve queries in words not seen here.
-    kept = [w for place, w in enumerate(table.index_to_key) if w in used or place < config.extra_words]
-    if not used & set(kept):
-        raise ConfigError(f"text.vectors: {path} knows no word of the training texts; is it of their language?")
-    return _table(kept, np.stack([table[word] for word in kept]))
+    return _words(rows, width)
 
 
-def _table(words: list[str], vectors: NDArray[np.float32]) -> Words:
-    # A file may hold words that tokenising would never yield, and the special ones; leave those out.
-    places = [place for place, word in enumerate(words) if tokenize(word) == [word]]
-    zeros = np.zeros((2, vectors.shape[1]), np.float32)
-    kept = np.concatenate([zeros, vectors[places].astype(np.float32)])
-    return Words(Vocabulary.of(words[place] for place in places), kept)
+def _read_binary(path: Path, keep: Keep) -> tuple[int, dict[str, NDArray[np.float32]]]:
+    table = KeyedVectors.load_word2vec_format(str(path), binary=True)
+    kept = (word for place, word in enumerate(table.index_to_key) if keep(place, word))
+    return table.vector_size, {word: table[word] for word in kept}
+
+
+def _read_text(path: Path, keep: Keep) -> tuple[int, dict[str, NDArray[np.float32]]]:
+    """Width and rows of a text file: word2vec's and fastText's have a first line 'words width', GloVe's has none.
+
+    gensim reads this form too, but holds the whole file in memory, repeats a line's only number over its row, and
+    stops at words with blanks in them, which the largest GloVe file has.
+    """
+    with _open_text(path) as file:
+        first = file.readline().rstrip()
+        header = _HEADER.fullmatch(first)
+        width = int(header[2]) if header else first.count(" ")
+        if not (1 if header else 2) <= width <= MAX_WIDTH:
+            raise ValueError(f"the first line is {first[:60]!r}")
+        lines = file if header else itertools.chain([first], file)
+        rows: dict[str, NDArray[np.float32]] = {}
+        count = 0
+        for count, line in enumerate(lines, 1):
+            word, *numbers = line.rstrip().rsplit(" ", width)
+            if len(numbers) != width:
+                raise ValueError(f"word {count} has {len(numbers)} numbers, not {width}")
+            if word not in rows and keep(count - 1, word):
+                rows[word] = np.array(numbers, np.float32)
+    if header and count != int(header[1]):
+        raise ValueError(f"it says that it holds {header[1]} words, and holds {count}")
+    return width, rows
+
+
+def _open_text(path: Path) -> TextIO:
+    # Lines end with a line feed alone: a word may hold what Python would otherwise take for another end of line.
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
+    return path.open(encoding="utf-8", newline="\n")
+
+
+def _words(rows: Mapping[str, NDArray[np.float32]], width: int) -> Words:
+    words = [word for word in rows if word not in SPECIAL]  # a file, or a tokenizer of one's own, may have these
+    zeros = np.zeros((2, width), np.float32)
+    return Words(Vocabulary.of(words), np.stack([*zeros, *(rows[word] for word in words)]))

@@ -7,7 +7,15 @@ travels in the bundle, so serving cannot disagree with training.
 from __future__ import annotations
 
 from dckt.preprocessing.image import ImageSource, ImageSpec, decode_image, image_array, image_batch
-from dckt.preprocessing.text import TextSpec, Vocabulary, token_batch, tokenize
+from dckt.preprocessing.text import (
+    TextSpec,
+    Vocabulary,
+    normalise,
+    register_tokenizer,
+    token_batch,
+    tokenize,
+    tokenizer,
+)
 
 __all__ = [
     "ImageSource",
@@ -17,6 +25,9 @@ __all__ = [
     "decode_image",
     "image_array",
     "image_batch",
+    "normalise",
+    "register_tokenizer",
     "token_batch",
     "tokenize",
+    "tokenizer",
 ]

@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 from dckt.errors import ConfigError, CorpusError, ImageError, MissingExtraError
 from dckt.preprocessing import decode_image, tokenize
@@ -67,6 +67,20 @@ class Pair:
     split: Split
 
 
+class Labelled(Protocol):
+    """What every kind of pair has."""
+
+    @property
+    def label(self) -> str:
+        """The class."""
+        ...
+
+    @property
+    def split(self) -> Split:
+        """What the pair is used for."""
+        ...
+
+
 @dataclass(frozen=True)
 class Corpus:
     """The valid pairs of a corpus folder, in the order of the manifest.
@@ -95,15 +109,12 @@ class Corpus:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The labels of the train pairs, sorted. A label's place is its class number."""
-        return tuple(sorted({pair.label for pair in self.pairs if pair.split == "train"}))
+        return labels_of(self.pairs)
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but worth knowing: labels with a single train pair, splits without pairs."""
-        counts = Counter(pair.label for pair in self.part("train"))
-        single = sorted(label for label, count in counts.items() if count == 1)
-        empty = tuple(f"no {split} pairs" for split in SPLITS if not self.part(split))
-        return (*empty, *([f"labels with a single train pair: {_named(single)}"] if single else []))
+        return warnings_of(self.pairs)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -162,7 +173,7 @@ def read_corpus(
     pairs = tuple(_pair(row.fields, root) for row in rows if not row.faults)
     if not pairs:
         raise CorpusError(f"{manifest}: none of {len(rows)} pairs can be used", mistakes)
-    _check_labels(manifest, pairs)
+    check_labels(manifest, pairs)
     return Corpus(root.name, root, pairs, mistakes)
 
 
@@ -180,6 +191,39 @@ def subset_per_class(corpus: Corpus, pairs_per_class: int, seed: int) -> Corpus:
     train = [(pair.id, pair.label) for pair in corpus.part("train")]
     kept = {key for ids in _ranked(train, f"subset:{seed}") for key in ids[:pairs_per_class]}
     return replace(corpus, pairs=tuple(p for p in corpus.pairs if p.split != "train" or p.id in kept))
+
+
+def labels_of(pairs: Iterable[Labelled]) -> tuple[str, ...]:
+    """The labels of the train pairs, sorted."""
+    return tuple(sorted({pair.label for pair in pairs if pair.split == "train"}))
+
+
+def warnings_of(pairs: Sequence[Labelled]) -> tuple[str, ...]:
+    """What is allowed but worth knowing: labels with a single train pair, splits without pairs."""
+    counts = Counter(pair.label for pair in pairs if pair.split == "train")
+    single = sorted(label for label, count in counts.items() if count == 1)
+    found = {pair.split for pair in pairs}
+    empty = tuple(f"no {split} pairs" for split in SPLITS if split not in found)
+    return (*empty, *([f"labels with a single train pair: {_named(single)}"] if single else []))
+
+
+def check_labels(manifest: Path, pairs: Sequence[Labelled]) -> None:
+    """Checks that the train pairs can teach every label.
+
+    Raises:
+        CorpusError: there are no train pairs, fewer than two labels have some, or a label of val or test has none.
+    """
+    counts = {split: Counter(pair.label for pair in pairs if pair.split == split) for split in SPLITS}
+    if not counts["train"]:
+        raise CorpusError(f"{manifest}: none of {len(pairs)} usable pairs has split 'train'; expected some")
+    mistakes = [
+        f"label {label!r} has {counts['val'][label]} val and {counts['test'][label]} test pairs, but no train pair"
+        for label in sorted((counts["val"].keys() | counts["test"].keys()) - counts["train"].keys())
+    ]
+    if len(counts["train"]) < 2:
+        mistakes.insert(0, f"all train pairs have the label {next(iter(counts['train']))!r}; expected 2 or more labels")
+    if mistakes:
+        raise CorpusError(f"{manifest}: the labels do not allow training", mistakes)
 
 
 @dataclass
@@ -378,21 +422,6 @@ def _check_images(rows: Iterable[_Row], root: Path, check: CheckImages, progress
                 progress(done, len(users))
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _check_labels(manifest: Path, pairs: Sequence[Pair]) -> None:
-    """Checks that the train pairs can teach every label."""
-    counts = {split: Counter(pair.label for pair in pairs if pair.split == split) for split in SPLITS}
-    if not counts["train"]:
-        raise CorpusError(f"{manifest}: none of {len(pairs)} usable pairs has split 'train'; expected some")
-    mistakes = [
-        f"label {label!r} has {counts['val'][label]} val and {counts['test'][label]} test pairs, but no train pair"
-        for label in sorted((counts["val"].keys() | counts["test"].keys()) - counts["train"].keys())
-    ]
-    if len(counts["train"]) < 2:
-        mistakes.insert(0, f"all train pairs have the label {next(iter(counts['train']))!r}; expected 2 or more labels")
-    if mistakes:
-        raise CorpusError(f"{manifest}: the labels do not allow training", mistakes)
 
 
 def _pair(fields: Mapping[str, str], root: Path) -> Pair:
