@@ -18,6 +18,7 @@ from dckt.files import atomic_write
 from dckt.preprocessing import ImageSource, decode_image
 
 Cell: TypeAlias = str | int | float | None
+UNLISTED_SECTIONS = 6  # so many are found by scrolling
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Table:
         rows: cells, as many in each row as there are columns. Floats are shown with four significant digits (whole
             from 10,000 on), None as a dash.
         note: a sentence below.
+        folded: the rows are hidden until the reader opens them; for long tables.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+    folded: bool = False
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows):
@@ -53,11 +56,13 @@ class Figure:
         title: heading of the section.
         png: bytes of a PNG file.
         note: a sentence below.
+        alt: what the picture shows, for those who cannot see it; the title if empty.
     """
 
     title: str
     png: bytes
     note: str = ""
+    alt: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,14 @@ class Card:
         text: what the item says.
         caption: a short line below, for example its label and score.
         right: whether it is a right answer; None where that is unknown or not asked.
+        alt: what the picture shows, for those who cannot see it.
     """
 
     image: bytes | None = None
     text: str = ""
     caption: str = ""
     right: bool | None = None
+    alt: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,11 @@ class Gallery:
     note: str = ""
 
 
-def write_report(
-    path: str | Path, *, title: str, sections: Sequence[Table | Figure | Gallery], subtitle: str = ""
-) -> None:
-    """Writes a report, whole or not at all.
+Section: TypeAlias = Table | Figure | Gallery
+
+
+def write_report(path: str | Path, *, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
+    """Writes a report, whole or not at all. One of many sections begins with a list of them.
 
     Args:
         path: the HTML file; its folder exists.
@@ -111,7 +119,9 @@ def write_report(
         sections: what it shows, in this order.
         subtitle: a line below the heading.
     """
-    body = "\n".join(map(_section, sections))
+    body = "\n".join(_section(number, section) for number, section in enumerate(sections))
+    if len(sections) > UNLISTED_SECTIONS:
+        body = f"{_contents(sections)}\n{body}"
     lead = f'\n<p class="lead">{escape(subtitle)}</p>' if subtitle else ""
     page = _PAGE.format(title=escape(title), style=_STYLE, lead=lead, body=body)
     # JSON can smuggle in half a surrogate pair, which UTF-8 cannot hold.
@@ -134,15 +144,25 @@ def thumbnail(source: ImageSource, side: int = 160) -> bytes:
     return buffer.getvalue()
 
 
-def _section(section: Table | Figure | Gallery) -> str:
+def _contents(sections: Sequence[Section]) -> str:
+    links = "\n".join(
+        f'<li><a href="#section-{number}">{escape(section.title)}</a></li>' for number, section in enumerate(sections)
+    )
+    return f'<nav aria-label="Contents"><ul>\n{links}\n</ul></nav>'
+
+
+def _section(number: int, section: Section) -> str:
     if isinstance(section, Table):
         content = _table(section)
+        if section.folded:
+            content = f"<details><summary>Show {len(section.rows)} rows</summary>\n{content}\n</details>"
     elif isinstance(section, Figure):
-        content = f'<img class="figure" alt="{escape(section.title)}" src="{_data_uri("png", section.png)}">'
+        alt = escape(section.alt or section.title)
+        content = f'<div class="wide"><img class="figure" alt="{alt}" src="{_data_uri("png", section.png)}"></div>'
     else:
         content = "\n".join(map(_gallery_row, section.rows))
     note = f'\n<p class="note">{escape(section.note)}</p>' if section.note else ""
-    return f"<section>\n<h2>{escape(section.title)}</h2>\n{content}{note}\n</section>"
+    return f'<section id="section-{number}">\n<h2>{escape(section.title)}</h2>\n{content}{note}\n</section>'
 
 
 def _table(table: Table) -> str:
@@ -182,7 +202,7 @@ def _card(card: Card) -> str:
         True: (" right", '<span class="mark" title="right">✓ </span>'),
         False: (" wrong", '<span class="mark" title="wrong">✗ </span>'),
     }[card.right]
-    image = f'<img alt="" src="{_data_uri("jpeg", card.image)}">' if card.image is not None else ""
+    image = f'<img alt="{escape(card.alt)}" src="{_data_uri("jpeg", card.image)}">' if card.image is not None else ""
     text = f"<p>{escape(card.text)}</p>" if card.text else ""
     caption = f"<figcaption>{mark}{escape(card.caption)}</figcaption>" if card.caption or mark else ""
     return f'<figure class="card{state}">{image}{text}{caption}</figure>'
@@ -194,10 +214,10 @@ def _data_uri(kind: str, data: bytes) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #60676f; --line: #e2e5e9; --page: #fbfbfa; --card: #fff;
-  --right: #18864b; --wrong: #c8372d; }
+  --right: #18864b; --wrong: #c8372d; --link: #1f5fa8; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8eaed; --soft: #9aa2ab; --line: #32373d; --page: #16181b; --card: #1e2125;
-    --right: #4cc38a; --wrong: #ff7a6e; }
+    --right: #4cc38a; --wrong: #ff7a6e; --link: #79b8ff; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 72rem; background: var(--page); color: var(--ink);
@@ -208,6 +228,9 @@ h2 { margin: 3rem 0 1rem; font-size: 1.25rem; letter-spacing: -.01em; }
 .lead { margin: .5rem 0 0; font-size: 1.1rem; }
 .note { margin: .75rem 0 0; font-size: .9rem; max-width: 44rem; }
 .wide { overflow-x: auto; }
+nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 1.5rem 0 0; padding: 0; list-style: none; }
+a, summary { color: var(--link); }
+summary { cursor: pointer; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem 1.25rem .4rem 0; text-align: left; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-size: .85rem; font-weight: 600; }
@@ -228,7 +251,9 @@ ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr));
 .wrong { border-color: var(--wrong); box-shadow: inset 0 3px var(--wrong), 0 0 0 1px var(--wrong); }
 .right .mark { color: var(--right); font-weight: 700; }
 .wrong .mark { color: var(--wrong); font-weight: 700; }
-@media (max-width: 40rem) { .query { grid-template-columns: 1fr; } .query > .card { max-width: 10rem; } }
+/* A plot that shrank to a phone's width could not be read; it is moved with the finger instead. */
+@media (max-width: 40rem) { .query { grid-template-columns: 1fr; } .query > .card { max-width: 10rem; }
+  .figure { max-width: none; width: 36rem; } body { padding: 2rem 1rem 4rem; } }
 @media print { body { max-width: none; padding: 0; } .query { break-inside: avoid; } }
 """
 

@@ -189,3 +189,26 @@ def test_bad_thumbnails() -> None:
         thumbnail(b"no picture")
     with pytest.raises(ConfigError, match="side is 0"):
         thumbnail(Image.new("RGB", (3, 3)), side=0)
+
+
+def test_pictures_have_words_for_those_who_cannot_see_them(tmp_path: Path) -> None:
+    picture = thumbnail(Image.new("RGB", (9, 9)))
+    row = GalleryRow(Card(image=picture, alt=NASTY), (Card(image=picture),))
+    shown = page(tmp_path, Figure("title", png(), alt="a falling line"), Gallery("g", [row]))
+    assert [image["alt"] for image in shown.named("img")] == ["a falling line", NASTY, ""]
+
+
+def test_a_folded_table_says_what_it_hides(tmp_path: Path) -> None:
+    shown = page(tmp_path, Table("t", ["c"], [[1], [2]], folded=True), Table("u", ["c"], [[1]]))
+    assert len(shown.named("details")) == 1
+    assert "Show 2 rows" in shown.text
+    assert len(shown.named("td")) == 3
+
+
+@pytest.mark.parametrize(("count", "listed"), [(6, False), (7, True)])
+def test_a_long_report_begins_with_its_contents(tmp_path: Path, count: int, listed: bool) -> None:
+    shown = page(tmp_path, *[Table(f"{NASTY} {number}", ["c"], []) for number in range(count)])
+    places = [f"#{section['id']}" for section in shown.named("section")]
+    assert len(set(places)) == count
+    assert [link["href"] for link in shown.named("a")] == (places if listed else [])
+    assert "".join(shown.text).count(f"{NASTY} 0") == 1 + listed
