@@ -8,19 +8,24 @@ Prints a Markdown table of test MAP over seeds. The runs stay in --out and are n
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
-from grid import Row, grid, markdown, save
+from dckt_trainer.progress import Bars
+from dckt_trainer.sweep import Row, Sweep
+from dckt_trainer.sweep_run import run_sweep
+from dckt_trainer.sweep_table import markdown, write_table
+from setting import data_folder, machine, trunk_changes
 
-NO_MMD = [f"losses.mmd_fc{layer}=0" for layer in (6, 7, 8, 9)]
-ROWS = (
-    Row("Model_t(0), no transfer", "dckt", "model_t0"),
-    Row("Model_t, as long as DCKT but without the source (MMD off, all pairs)", "alone", "last"),
-    Row("DCKT, last round", "dckt", "last"),
-    Row("DCKT, best round on validation", "dckt", "best"),
+ALONE = (*(f"losses.mmd_fc{layer}=0" for layer in (6, 7, 8, 9)), "transfer.law=all")
+SWEEP = Sweep(
+    name="transfer",
+    preset="small",
+    rows=(
+        Row(title="Model_t(0), no transfer", network="model_t0"),
+        Row(title="as long as DCKT but without the source (MMD off, all pairs)", changes=ALONE, network="last"),
+        Row(title="DCKT, last round", network="last"),
+        Row(title="DCKT, best round on validation", network="best"),
+    ),
 )
 
 
@@ -30,19 +35,23 @@ def main() -> None:
     parser.add_argument("--target", default="pascal_sentences")
     parser.add_argument("--trunk", default="mobilenet_v2")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     args = parser.parse_args()
-    data = Path(os.environ.get("DCKT_DATA") or parser.error("set DCKT_DATA to the folder of corpora"))
-    trunk = [f"image.trunk={args.trunk}", f"image.weights={data / 'weights' / args.trunk}_features.safetensors"]
-    settings = {"dckt": trunk, "alone": [*trunk, *NO_MMD, "transfer.law=all"]}
-    corpora = dict.fromkeys(range(args.seeds), (data / args.source, data / args.target))
-    out = args.out / f"{args.source}-{args.target}-{args.trunk}"
-    found = grid(corpora, settings, out)
-    save(out / "evaluations.json", found)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("dckt", "torch", "torchvision", "gensim", "numpy"))
-    print(f"\n{args.source} → {args.target}, trunk {args.trunk}, preset small, {args.seeds} seeds")
-    print(f"Python {platform.python_version()}, {packages}, {os.cpu_count()} cores\n")
-    print(markdown(ROWS, found))
+    data = data_folder(parser)
+    result = run_sweep(
+        SWEEP,
+        data / args.source,
+        data / args.target,
+        args.out / f"{args.source}-{args.target}-{args.trunk}",
+        changes=trunk_changes(data, args.trunk),
+        seeds=args.seeds,
+        processes=args.jobs,
+        reporter=Bars(),
+    )
+    write_table(result)
+    print(f"\n{args.source} → {args.target}, trunk {args.trunk}, preset {SWEEP.preset}, {args.seeds} seeds")
+    print(f"{machine()}\n\n{markdown(result)}")
 
 
 if __name__ == "__main__":

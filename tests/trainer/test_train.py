@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,71 +16,30 @@ from dckt.errors import ConfigError, CorpusError, RunError
 from dckt.metrics import cross_media_map
 from dckt.preprocessing import image_batch, token_batch
 from dckt_trainer import pretrain as pretrain_module
+from dckt_trainer import train as train_module
 from dckt_trainer import transfer
-from dckt_trainer.checkpoint import load_with_metadata
+from dckt_trainer.checkpoint import load_with_metadata, save_tensors
 from dckt_trainer.config import load_config
 from dckt_trainer.data.corpus import read_corpus
 from dckt_trainer.data.features import cached_features
-from dckt_trainer.data.synthetic import write_synthetic
 from dckt_trainer.encoders import encode
+from dckt_trainer.evaluate import represent
 from dckt_trainer.progress import Silent
 from dckt_trainer.runs import open_run
 from dckt_trainer.train import resume, train
-from dckt_trainer.trunk import build_trunk
+from dckt_trainer.trunk import Trunk, build_trunk
 from dckt_trainer.word_cnn import text_vectors
 
-SMALL = [
-    "image.trunk=squeezenet1_1",
-    "image.weights=random",
-    "image.side=48",
-    "text.dimension=12",
-    "text.epochs=3",
-    "text.maps=6",
-    "text.cnn_epochs=3",
-    "network.width=16",
-    "pretrain.source_epochs=4",
-    "pretrain.target_epochs=6",
-    "pretrain.batch=16",
-    "transfer.rounds=3",
-    "transfer.batch=16",
-    "transfer.alpha=0.5",
-    "transfer.keep=last",
-]
-
 
 @pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
-    root = tmp_path_factory.mktemp("corpora")
-    write_synthetic(
-        root,
-        source_classes=5,
-        source_pairs_per_class=10,
-        target_classes=3,
-        target_pairs_per_class=5,
-        val_pairs_per_class=3,
-        test_pairs_per_class=4,
-        side=48,
-    )
-    return root
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-def run_training(corpora, out, cache, *changes, **options):
-    config = load_config("small", [*SMALL, *changes])
-    return train(corpora / "source", corpora / "target", out, config, cache=cache, device="cpu", **options)
-
-
-@pytest.fixture(scope="module")
-def finished(corpora, cache, tmp_path_factory):
-    return run_training(corpora, tmp_path_factory.mktemp("runs") / "whole", cache)
+def wider(run_training, tmp_path_factory):
+    """A run whose every checkpoint has other shapes than those of ``finished``."""
+    changes = ("network.width=20", "text.dimension=10", "text.maps=5", "text.cnn_epochs=1", "transfer.rounds=1")
+    return run_training(tmp_path_factory.mktemp("runs") / "wider", *changes)
 
 
 def state(run, domain="target"):
-    return run.model(domain).network.state_dict()
+    return run.network(domain).state_dict()
 
 
 def same(first, second):
@@ -94,7 +54,7 @@ class StopAfter(Silent):
 
     @contextmanager
     def task(self, name, total):
-        yield lambda count: None
+        yield lambda count, figures=None: None
         if name.startswith(self.name):
             raise KeyboardInterrupt
 
@@ -135,18 +95,18 @@ def test_the_saved_encoders_reproduce_the_test_figures(finished):
     assert result.text_to_image.map == pytest.approx(expected["text_to_image"], abs=1e-6)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(finished, corpora, cache, tmp_path):
-    again = run_training(corpora, tmp_path / "again", cache)
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(run_training, finished, tmp_path):
+    again = run_training(tmp_path / "again")
     assert same(state(finished), state(again))
-    other = run_training(corpora, tmp_path / "other", cache, "seed=1", "transfer.rounds=1")
+    other = run_training(tmp_path / "other", "seed=1", "transfer.rounds=1")
     assert not same(state(finished), state(other))
 
 
 @pytest.mark.parametrize("stage", ["word vectors", "Word CNN, target", "pretraining, target", "round 1", "round 3"])
-def test_a_stopped_run_goes_on_to_the_same_weights(finished, corpora, cache, tmp_path, stage):
+def test_a_stopped_run_goes_on_to_the_same_weights(run_training, finished, cache, tmp_path, stage):
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        run_training(corpora, out, cache, reporter=StopAfter(stage))
+        run_training(out, reporter=StopAfter(stage))
     with pytest.raises(RunError, match=f"dckt-train --resume {out}"):
         open_run(out).model()
     run = resume(out, cache=cache, device="cpu")
@@ -188,44 +148,56 @@ def test_a_stopped_run_goes_on_to_the_same_weights(finished, corpora, cache, tmp
         "image.crop_share=0.5",
     ],
 )
-def test_settings_take_effect(finished, corpora, cache, tmp_path, change):
-    assert not same(state(finished), state(run_training(corpora, tmp_path / "changed", cache, change)))
+def test_settings_take_effect(run_training, finished, tmp_path, change):
+    assert not same(state(finished), state(run_training(tmp_path / "changed", change)))
 
 
-def test_best_keeps_the_best_round_on_validation(corpora, cache, tmp_path):
-    run = run_training(corpora, tmp_path / "best", cache, "transfer.keep=best", "optimizer.lr=0.3")
+def test_best_keeps_the_best_round_on_validation(run_training, tmp_path):
+    run = run_training(tmp_path / "best", "transfer.keep=best", "optimizer.lr=0.3")
     best = run.evaluation["test"]["best"]["round"]
     kept, notes = load_with_metadata(run.checkpoints / "target-best.safetensors")
     assert int(notes["round"]) == best
     assert same(state(run), kept)
 
 
-def test_no_rounds_is_model_t0(corpora, cache, tmp_path):
-    run = run_training(corpora, tmp_path / "t0", cache, "transfer.rounds=0")
+def test_no_rounds_is_model_t0(run_training, tmp_path):
+    run = run_training(tmp_path / "t0", "transfer.rounds=0")
     test = run.evaluation["test"]
     assert test["model_t0"] == test["last"] == test["best"]
     assert run.events("selection") == []
 
 
-def test_an_existing_folder_is_kept_unless_forced(finished, corpora, cache, tmp_path):
+def test_an_existing_folder_is_kept_unless_forced(run_training, finished, tmp_path):
     with pytest.raises(RunError, match="--force"):
-        run_training(corpora, finished.path, cache)
+        run_training(finished.path)
     with pytest.raises(RunError, match="complete"):
         resume(finished.path)
     stranger = tmp_path / "photos"
     stranger.mkdir()
     (stranger / "holiday.jpg").write_bytes(b"x")
     with pytest.raises(RunError, match="not a run folder"):
-        run_training(corpora, stranger, cache, force=True)
+        run_training(stranger, force=True)
     assert (stranger / "holiday.jpg").exists()
     copy = tmp_path / "copy"
     shutil.copytree(finished.path, copy)
-    assert run_training(corpora, copy, cache, "transfer.rounds=0", force=True).evaluation["test"]["last"]["round"] == 0
+    assert run_training(copy, "transfer.rounds=0", force=True).evaluation["test"]["last"]["round"] == 0
 
 
-def test_bad_corpora_and_devices_are_refused_before_anything_is_written(corpora, cache, tmp_path):
+def test_force_on_a_link_to_a_run_replaces_the_run_and_keeps_the_link(run_training, finished, tmp_path):
+    real, link = tmp_path / "disk" / "run", tmp_path / "run"
+    shutil.copytree(finished.path, real)
+    (real / "old").touch()
+    link.symlink_to(real)
+    run_training(link, "transfer.rounds=0", force=True)
+    assert link.is_symlink()
+    assert not (real / "old").exists()
+    assert open_run(real).complete
+    assert open_run(link).config.transfer.rounds == 0
+
+
+def test_bad_corpora_and_devices_are_refused_before_anything_is_written(corpora, cache, small, tmp_path):
     out = tmp_path / "run"
-    config = load_config("small", SMALL)
+    config = load_config("small", small)
     with pytest.raises(CorpusError):
         train(tmp_path / "absent", corpora / "target", out, config, cache=cache)
     lines = (corpora / "target" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
@@ -243,7 +215,7 @@ def test_bad_corpora_and_devices_are_refused_before_anything_is_written(corpora,
     assert not out.exists()
 
 
-def test_damage_is_noticed(finished, corpora, cache, tmp_path):
+def test_damage_is_noticed(finished, tmp_path):
     copy = tmp_path / "damaged"
     shutil.copytree(finished.path, copy)
     weights = copy / "target" / "network.safetensors"
@@ -267,29 +239,57 @@ def test_damage_is_noticed(finished, corpora, cache, tmp_path):
         open_run(copy)
 
 
-def test_a_log_line_cut_by_a_kill_does_no_harm(finished, corpora, cache, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["words", "text-source", "text-target", "source-0", "target-0", "joint", "target-best"]
+)
+def test_a_checkpoint_of_another_run_is_refused(run_training, finished, wider, cache, tmp_path, name):
+    """Whole by its checksum, but of another shape: a file that was copied in."""
+    out = tmp_path / "run"
+    shutil.copytree(finished.path, out)
+    facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    (out / "run.json").write_text(json.dumps({**facts, "state": "training"}), encoding="utf-8")
+    shutil.copy(wider.checkpoints / f"{name}.safetensors", out / "checkpoints")
+    with pytest.raises(RunError, match=f"{name}.safetensors: does not fit") as caught:
+        resume(out, cache=cache, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", ["scores", "momentum.target.fc8.linear.weight", "round"])
+def test_a_joint_checkpoint_that_lacks_something_is_refused(run_training, finished, cache, tmp_path, lost):
+    out = tmp_path / "run"
+    shutil.copytree(finished.path, out)
+    facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    (out / "run.json").write_text(json.dumps({**facts, "state": "training"}), encoding="utf-8")
+    path = out / "checkpoints" / "joint.safetensors"
+    tensors, notes = load_with_metadata(path)
+    save_tensors(path, {k: v for k, v in tensors.items() if k != lost}, {k: v for k, v in notes.items() if k != lost})
+    with pytest.raises(RunError, match=f"joint.safetensors: does not fit .*{lost}"):
+        resume(out, cache=cache, device="cpu")
+
+
+def test_a_log_line_cut_by_a_kill_does_no_harm(run_training, finished, cache, tmp_path):
     out = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
-        run_training(corpora, out, cache, reporter=StopAfter("round 2"))
+        run_training(out, reporter=StopAfter("round 2"))
     with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"stage": "round/3", "valid')
     run = resume(out, cache=cache, device="cpu")
     assert run.events("metrics") == finished.events("metrics")
 
 
-def test_a_run_with_a_term_switched_off_goes_on_to_the_same_weights(corpora, cache, tmp_path):
-    whole = run_training(corpora, tmp_path / "whole", cache, "losses.semantic_source=0", "transfer.rounds=2")
+def test_a_run_with_a_term_switched_off_goes_on_to_the_same_weights(run_training, cache, tmp_path):
+    whole = run_training(tmp_path / "whole", "losses.semantic_source=0", "transfer.rounds=2")
     changes = ("losses.semantic_source=0", "transfer.rounds=2")
     with pytest.raises(KeyboardInterrupt):
-        run_training(corpora, tmp_path / "cut", cache, *changes, reporter=StopAfter("round 2"))
+        run_training(tmp_path / "cut", *changes, reporter=StopAfter("round 2"))
     assert same(state(whole, "source"), state(resume(tmp_path / "cut", cache=cache, device="cpu"), "source"))
 
 
-def test_changed_settings_or_weights_stop_a_resume(corpora, cache, tmp_path):
+def test_changed_settings_or_weights_stop_a_resume(run_training, cache, tmp_path):
     weights = tmp_path / "w.safetensors"
     save_file(torchvision.models.squeezenet1_1(weights=None).features.state_dict(), weights)
     with pytest.raises(KeyboardInterrupt):
-        run_training(corpora, tmp_path / "run", cache, f"image.weights={weights}", reporter=StopAfter("word vectors"))
+        run_training(tmp_path / "run", f"image.weights={weights}", reporter=StopAfter("word vectors"))
     save_file(torchvision.models.squeezenet1_1(weights=None).features.state_dict(), weights)
     with pytest.raises(RunError, match=r"weights of the trunk .* changed"):
         resume(tmp_path / "run", cache=cache)
@@ -299,14 +299,14 @@ def test_changed_settings_or_weights_stop_a_resume(corpora, cache, tmp_path):
         resume(tmp_path / "run", cache=cache)
 
 
-def test_a_round_that_would_minimise_nothing_is_refused_at_once(corpora, cache, tmp_path):
+def test_a_round_that_would_minimise_nothing_is_refused_at_once(run_training, tmp_path):
     zeros = [f"losses.{name}=0" for name in vars(load_config("small").losses)]
     with pytest.raises(ConfigError, match="minimise nothing"):
-        run_training(corpora, tmp_path / "run", cache, *zeros)
+        run_training(tmp_path / "run", *zeros)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_wiring_of_a_round(corpora, cache, tmp_path, monkeypatch):
+def test_the_wiring_of_a_round(run_training, tmp_path, monkeypatch):
     """Algorithm 1: Model_s scores the target pairs as it reads them; round r goes into the law; steps carry over."""
     seen = []
 
@@ -321,7 +321,7 @@ def test_the_wiring_of_a_round(corpora, cache, tmp_path, monkeypatch):
 
     for name in ("represent", "select", "optimize"):
         spy(name)
-    run = run_training(corpora, tmp_path / "run", cache, "transfer.rounds=2", "optimizer.inv_gamma=0.1")
+    run = run_training(tmp_path / "run", "transfer.rounds=2", "optimizer.inv_gamma=0.1")
     by_name = {name: [(a, o) for n, a, o in seen if n == name] for name in ("represent", "select", "optimize")}
     source_cnn, target_cnn = run.model("source").cnn, run.model("target").cnn
     pairs = read_corpus(run.target).part("train")
@@ -330,10 +330,11 @@ def test_the_wiring_of_a_round(corpora, cache, tmp_path, monkeypatch):
     by_source, by_target = (text_vectors(cnn, tokens, torch.device("cpu")) for cnn in (source_cnn, target_cnn))
     assert not torch.equal(by_source, by_target)
     first_step = 0
-    for number, ((scored, _), (selected, _), (domains, options)) in enumerate(zip(*by_name.values(), strict=True), 1):
+    calls = zip(by_name["represent"][::2], by_name["select"], by_name["optimize"], strict=True)
+    for number, ((scored, _), (selected, _), (domains, options)) in enumerate(calls, 1):
         assert scored[0].classes == len(read_corpus(run.source).labels)  # Model_s
         assert torch.equal(scored[1].features["text"], by_source)  # through its own Word CNN
-        assert (selected[0], selected[2], selected[3]) == ("paper", number, 0.5)
+        assert (selected[0].law, selected[0].alpha, selected[1]) == ("paper", 0.5, number)
         assert torch.equal(domains[0]["target"].stream.pairs.features["text"], by_target)
         assert scored[0] is domains[0]["source"].network
         assert options["first_step"] == first_step
@@ -342,7 +343,7 @@ def test_the_wiring_of_a_round(corpora, cache, tmp_path, monkeypatch):
         first_step += options["passes"]  # accumulate is 1
 
 
-def test_pretraining_has_a_constant_rate(corpora, cache, tmp_path, monkeypatch):
+def test_pretraining_has_a_constant_rate(run_training, tmp_path, monkeypatch):
     rates = []
     real = pretrain_module.optimize
 
@@ -351,15 +352,15 @@ def test_pretraining_has_a_constant_rate(corpora, cache, tmp_path, monkeypatch):
         return real(*arguments, **options)
 
     monkeypatch.setattr(pretrain_module, "optimize", spy)
-    run_training(corpora, tmp_path / "run", cache, "transfer.rounds=0")
+    run_training(tmp_path / "run", "transfer.rounds=0")
     assert set(rates) == {0.01}
 
 
-def test_a_changed_corpus_stops_a_resume(corpora, cache, tmp_path):
+def test_a_changed_corpus_stops_a_resume(run_training, corpora, cache, tmp_path):
     mine = tmp_path / "corpora"
     shutil.copytree(corpora, mine)
     with pytest.raises(KeyboardInterrupt):
-        run_training(mine, tmp_path / "run", cache, reporter=StopAfter("word vectors"))
+        run_training(tmp_path / "run", target=mine / "target", reporter=StopAfter("word vectors"))
     manifest = mine / "target" / "pairs.jsonl"
     manifest.write_text("\n".join(manifest.read_text(encoding="utf-8").splitlines()[1:]), encoding="utf-8")
     with pytest.raises(RunError, match=r"target corpus .* changed"):
@@ -386,3 +387,150 @@ def test_an_edited_picture_and_a_damaged_cache_are_noticed(finished, corpora, tm
         path.write_bytes(content)
     with pytest.raises(RunError, match="damaged; delete"):
         cached_features(trunk, paths, cache=tmp_path / "c", device=cpu)
+
+
+def test_the_test_split_is_encoded_once_for_each_network(run_training, tmp_path, monkeypatch):
+    encoded = []
+
+    def spy(network, pairs, device):
+        encoded.append(len(pairs))
+        return represent(network, pairs, device)
+
+    monkeypatch.setattr(train_module, "represent", spy)
+    run_training(tmp_path / "run", "transfer.rounds=0")
+    assert encoded == [12, 12, 12]
+
+
+def test_the_trunk_is_hashed_once(run_training, tmp_path, monkeypatch):
+    hashed = []
+    real = Trunk.__dict__["sha256"].func
+
+    def spy(trunk):
+        hashed.append(trunk)
+        return real(trunk)
+
+    counting = cached_property(spy)
+    counting.__set_name__(Trunk, "sha256")
+    monkeypatch.setattr(Trunk, "sha256", counting)
+    run_training(tmp_path / "run", "transfer.rounds=0")
+    assert len(hashed) == 1
+
+
+# -- the target alone, excluded labels, a pretraining that is taken over --------------------------------------------
+
+
+def test_the_target_alone(run_training, cache, tmp_path):
+    out = tmp_path / "alone"
+    run = run_training(out, "transfer.rounds=0", source=None)
+    assert run.source is None
+    assert not (out / "source").exists()
+    assert {path.stem for path in run.checkpoints.iterdir()} == {"words", "text-target", "target-0", "target-best"}
+    assert (out / "report.html").is_file()
+    assert {event["stage"] for event in run.events("metrics")} == {"word-cnn/target", "pretrain/target", "round/0"}
+    assert run.model().labels == read_corpus(run.target).labels
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tmp_path / "cut", "transfer.rounds=0", source=None, reporter=StopAfter("Word CNN"))
+    assert same(state(run), state(resume(tmp_path / "cut", cache=cache, device="cpu")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ((), "transfer.rounds is 3, but there is no source"),
+        (("transfer.rounds=0", "pretrain.target_start=source"), "target_start is 'source'"),
+        (("transfer.rounds=0", "text.target_cnn=source"), "target_cnn is 'source'"),
+        (("transfer.rounds=0", "source.exclude=['red']"), "source.exclude names labels"),
+        (("pretrain.target_start=source", "text.target_cnn=source"), r"(?s)do not go together.*rounds.*start.*cnn"),
+    ],
+)
+def test_what_takes_a_source_is_refused_without_one(run_training, tmp_path, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        run_training(tmp_path / "run", *changes, source=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_excluded_labels_leave_the_source(run_training, corpora, cache, tmp_path):
+    labels = read_corpus(corpora / "source").labels
+    exclude = f"source.exclude={json.dumps(labels[:2])}"
+    run = run_training(tmp_path / "run", exclude, "transfer.rounds=1")
+    assert run.model("source").labels == labels[2:]
+    assert run.facts["source"]["classes"] == 3
+    assert run.facts["source"]["pairs"]["train"] == 30
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tmp_path / "cut", exclude, "transfer.rounds=1", reporter=StopAfter("pretraining, source"))
+    assert same(state(run), state(resume(tmp_path / "cut", cache=cache, device="cpu")))
+    with pytest.raises(ConfigError, match=f"'{labels[0]}x', which .* its labels are: {labels[0]}, {labels[1]}"):
+        run_training(tmp_path / "unknown", f"source.exclude={json.dumps([labels[0] + 'x'])}")
+    with pytest.raises(ConfigError, match="leaves 1 labels"):
+        run_training(tmp_path / "few", f"source.exclude={json.dumps(labels[:4])}")
+
+
+JOINT = ("transfer.law=all", "mmd.kernels=1", "losses.mmd_fc9=0", "optimizer.inv_gamma=1", "transfer.rounds=2")
+
+
+def test_a_pretraining_that_is_taken_over_gives_the_same_weights(run_training, finished, tmp_path):
+    trained = []
+    reporter = Silent()
+    reporter.task = lambda name, total: trained.append(name) or Silent.task(reporter, name, total)
+    taken = run_training(tmp_path / "taken", *JOINT, pretrained_from=finished.path, reporter=reporter)
+    assert not [name for name in trained if name.startswith(("word", "Word", "pretraining"))]
+    anew = run_training(tmp_path / "anew", *JOINT)
+    assert same(state(anew), state(taken))
+    assert taken.evaluation == anew.evaluation
+    assert taken.events("metrics") == anew.events("metrics")
+    assert taken.facts["pretrained_from"] == str(finished.path.resolve())
+    first, second = (run.checkpoints / "source-0.safetensors" for run in (finished, taken))
+    assert first.samefile(second)
+
+
+def test_a_pretraining_is_copied_where_it_cannot_be_linked(run_training, finished, tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise OSError("another file system")
+
+    monkeypatch.setattr(train_module.os, "link", refuse)
+    taken = run_training(tmp_path / "taken", "transfer.rounds=0", pretrained_from=finished.path)
+    first, second = (run.checkpoints / "source-0.safetensors" for run in (finished, taken))
+    assert not first.samefile(second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("network.width=24", "network.width is 16 there and 24 here"),
+        ("seed=1", "the weights of the trunk; seed is 0 there and 1 here"),
+        ("losses.pair_target=1", "losses.pair_target is 0.0001 there and 1.0 here"),
+        ("compute.precision=bfloat16", "compute.precision is 'float32' there and 'bfloat16' here"),
+        ("image.side=64", "the weights of the trunk; image.side"),
+        ("source.exclude=['LABEL']", r"the source corpus; source.exclude is \(\) there"),
+    ],
+)
+def test_another_pretraining_is_not_taken_over(run_training, finished, corpora, tmp_path, change, says):
+    change = change.replace("LABEL", read_corpus(corpora / "source").labels[0])
+    with pytest.raises(RunError, match=f"not that of this run; different are {says}"):
+        run_training(tmp_path / "run", change, pretrained_from=finished.path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pretraining_that_is_not_whole_is_not_taken_over(run_training, finished, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tmp_path / "begun", reporter=StopAfter("pretraining, target"))
+    with pytest.raises(RunError, match=r"missing: target-0\.safetensors; .* --resume"):
+        run_training(tmp_path / "run", pretrained_from=tmp_path / "begun")
+    with pytest.raises(ConfigError, match="its own pretraining"):
+        run_training(finished.path, pretrained_from=finished.path, force=True)
+    assert open_run(finished.path).complete
+
+
+def test_threads_are_set_for_the_training_alone(run_training, tmp_path, monkeypatch):
+    before, during = torch.get_num_threads(), []
+    real = train_module.prepare
+
+    def spy(*arguments, **options):
+        during.append(torch.get_num_threads())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(train_module, "prepare", spy)
+    run_training(tmp_path / "run", "transfer.rounds=0", f"compute.threads={before + 1}")
+    assert during == [before + 1]
+    assert torch.get_num_threads() == before

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dckt.errors import RunError
 from dckt.files import atomic_file
@@ -49,6 +49,23 @@ def load_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.pop("sha256", None) != _digest(tensors):
         raise RunError(f"{path}: is damaged, its checksum is not its content's; restore it or train again")
     return tensors, metadata
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Loads a module's state that was read from ``path``.
+
+    Raises:
+        RunError: tensors are missing, too many, or of other shapes.
+    """
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:  # PyTorch says first whose state it is, then a line for each tensor
+        raise unfit_error(path, str(error).splitlines()[-1].strip()[:200]) from error
+
+
+def unfit_error(path: Path, why: str) -> RunError:
+    """The error for a whole file that is not of this run, for example one that was copied in from another."""
+    return RunError(f"{path}: does not fit the configuration of its run ({why}); restore it or train again")
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -13,6 +13,8 @@ from rich.table import Table
 import dckt
 from dckt.console import run as run_app
 from dckt.errors import ConfigError
+from dckt_trainer.commands import dry_run as dry_run_command
+from dckt_trainer.commands import import_corpus, sweep, tensorboard
 from dckt_trainer.config import dump_config, load_config, preset_names
 from dckt_trainer.progress import Bars, Silent, counted
 
@@ -39,7 +41,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="
 def train_command(
     context: typer.Context,
     source: Annotated[
-        Path | None, typer.Option(help="Corpus to take knowledge from: a folder with pairs.jsonl.")
+        Path | None,
+        typer.Option(help="Corpus to take knowledge from: a folder with pairs.jsonl, or a .npz file of features."),
     ] = None,
     target: Annotated[
         Path | None, typer.Option(help="Corpus of the collection to search; its labels may differ.")
@@ -55,10 +58,18 @@ def train_command(
     width: Annotated[int | None, typer.Option(help="Outputs of fc6 to fc9.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of transfer.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random number of the run.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of matrix products: float32, bfloat16, or float16 on a GPU.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Of PyTorch on the CPU; 1 is best beside busy programs.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")] = None,
+    pretrained_from: Annotated[
+        Path | None,
+        typer.Option(help="A run whose pretraining is taken over: same corpora, other [transfer] or [mmd]."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     cache: Annotated[
         Path | None,
@@ -66,6 +77,13 @@ def train_command(
     ] = None,
     on_bad_pair: Annotated[str, typer.Option(help="raise lists all bad pairs; skip leaves them out.")] = "raise",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run folder.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves into the run folder while it trains, for TensorBoard.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, estimate memory and time, and stop; --out may be left out."),
+    ] = False,
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print the configuration as resolved, and stop.")
     ] = False,
@@ -84,41 +102,46 @@ def train_command(
         "network.width": width,
         "transfer.rounds": rounds,
         "seed": seed,
+        "compute.precision": precision,
+        "compute.threads": threads,
     }
     reporter = Silent() if as_json else Bars()
     # PyTorch takes seconds to load; --help and --show-config do not need it.
     if resume:
-        free = {"resume", "device", "cache", "as_json"}
+        free = {"resume", "device", "cache", "tensorboard", "as_json"}
         given = [p.opts[0] for p in context.command.params if p.name not in free and _given(context, p.name)]
         if given:
             raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(given)}")
         from dckt_trainer.train import resume as resume_run
 
-        _show(resume_run(resume, device=device, cache=cache, reporter=reporter), as_json=as_json)
+        run = resume_run(resume, device=device, cache=cache, tensorboard=tensorboard, reporter=reporter)
+        _show(run, as_json=as_json)
         return
     settings = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
     config = load_config(preset, [*settings, *(changes or [])])
     if show_config:
         typer.echo(dump_config(config), nl=False)
         return
-    if source is None or target is None or out is None:
+    if target is None or (out is None and not dry_run):
         raise ConfigError("a training needs --source, --target and --out; see dckt-train --help")
     if on_bad_pair not in ("raise", "skip"):
         raise ConfigError(f"--on-bad-pair is {on_bad_pair!r}; expected raise or skip")
+    how: dict[str, Any] = {
+        "device": device,
+        "cache": cache,
+        "on_bad_pair": on_bad_pair,
+        "force": force,
+        "pretrained_from": pretrained_from,
+        "reporter": reporter,
+    }
+    if dry_run or out is None:
+        from dckt_trainer.estimate import estimate
+
+        dry_run_command.show(estimate(source, target, out, config, **how), as_json=as_json)
+        return
     from dckt_trainer.train import train
 
-    run = train(
-        source,
-        target,
-        out,
-        config,
-        device=device,
-        cache=cache,
-        on_bad_pair="skip" if on_bad_pair == "skip" else "raise",
-        force=force,
-        reporter=reporter,
-    )
-    _show(run, as_json=as_json)
+    _show(train(source, target, out, config, tensorboard=tensorboard, **how), as_json=as_json)
 
 
 def _given(context: typer.Context, name: str | None) -> bool:
@@ -156,6 +179,11 @@ def synthetic_command(
     typer.echo(f"{source}\n{target}")
 
 
+app.command("import", epilog=import_corpus.EXAMPLE)(import_corpus.import_command)
+app.command("sweep", epilog=sweep.EXAMPLES)(sweep.sweep_command)
+app.command("tensorboard", epilog=tensorboard.EXAMPLE)(tensorboard.tensorboard_command)
+
+
 def _show(run: Any, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(run.evaluation, indent=1))
@@ -171,7 +199,8 @@ def _show(run: Any, *, as_json: bool) -> None:
     console = Console()
     console.print(table)
     console.print(f"report: {run.path / 'report.html'}", soft_wrap=True, highlight=False)
-    console.print(f"next:   dckt-export {run.path} --out {run.path.name}.dckt", soft_wrap=True, highlight=False)
+    if run.facts["trunk"]:  # a run on ready features has nothing to export
+        console.print(f"next:   dckt-export {run.path} --out {run.path.name}.dckt", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,7 +27,11 @@ def represent(network: DomainNetwork, pairs: PairSet, device: torch.device) -> d
         }
 
 
-def evaluate(network: DomainNetwork, pairs: PairSet, device: torch.device, *, cut: int | None = None) -> CrossMediaMAP:
-    """MAP by cosine of class probabilities in both directions, over the whole ranking or its first ``cut``."""
-    vectors = represent(network, pairs, device)
+def evaluate(network: DomainNetwork, pairs: PairSet, device: torch.device) -> CrossMediaMAP:
+    """MAP by cosine of class probabilities in both directions, over the whole ranking."""
+    return score(represent(network, pairs, device), pairs)
+
+
+def score(vectors: Mapping[str, NDArray[np.float32]], pairs: PairSet, *, cut: int | None = None) -> CrossMediaMAP:
+    """MAP of representations that are there already, over the whole ranking or its first ``cut``."""
     return cross_media_map(vectors["image"], vectors["text"], pairs.labels.numpy(), cut=cut)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,17 +56,35 @@ def save_model(model: DomainModel, folder: Path, image: ImageConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "trunk.safetensors", model.trunk.state_dict())
     save_tensors(folder / "text.safetensors", model.cnn.state_dict())
-    save_tensors(folder / "network.safetensors", model.network.state_dict())
     atomic_write(folder / "vocabulary.txt", model.vocabulary.dumps())
-    shape = {
+    encoders = {
         "image": dataclasses.asdict(model.trunk.spec),
         "trunk": {"name": image.trunk, "grid": model.trunk.grid},
         "text": dataclasses.asdict(model.text),
         "windows": model.cnn.windows,
-        "inputs": model.network.inputs,
-        "width": model.network.width,
-        "labels": model.labels,
         "vocabulary_sha256": model.vocabulary.sha256,
+    }
+    save_network(model.network, model.labels, folder, encoders)
+
+
+def save_network(
+    network: DomainNetwork, labels: Sequence[str], folder: Path, encoders: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a network and ``model.json``, which says what stands before it.
+
+    Args:
+        network: both media to the common representation.
+        labels: the C class names, in the order of the outputs.
+        folder: made when it is not there.
+        encoders: the shapes of trunk and Word CNN; None for a network of ready features, which has neither.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / "network.safetensors", network.state_dict())
+    shape = {
+        **(encoders or {"trunk": None, "text": None}),
+        "inputs": network.inputs,
+        "width": network.width,
+        "labels": labels,
     }
     atomic_write(folder / "model.json", json.dumps(shape, indent=1, ensure_ascii=False))
 
@@ -79,6 +97,11 @@ def load_model(folder: Path) -> DomainModel:
     """
     try:
         shape = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        if shape["trunk"] is None:
+            raise RunError(
+                f"{folder}: was trained on ready features, so it has no trunk and no Word CNN, and cannot encode or be "
+                "exported; train on a corpus of pictures and texts for that"
+            )
         vocabulary = Vocabulary.load(folder / "vocabulary.txt")
         if vocabulary.sha256 != shape["vocabulary_sha256"]:
             raise RunError(f"{folder / 'vocabulary.txt'} was changed after training; restore it or train again")
@@ -87,16 +110,42 @@ def load_model(folder: Path) -> DomainModel:
         trunk = empty_trunk(config, ImageSpec(**image))
         trunk.load_state_dict(load_tensors(folder / "trunk.safetensors"))
         cnn = _cnn(load_tensors(folder / "text.safetensors"), shape["windows"])
-        network = DomainNetwork(shape["inputs"], shape["width"], len(shape["labels"]))
-        network.load_state_dict(load_tensors(folder / "network.safetensors"))
-        return DomainModel(trunk, cnn, network.eval(), vocabulary, tuple(shape["labels"]), TextSpec(**shape["text"]))
-    except (OSError, TextError) as error:
-        raise RunError(f"{folder}: holds no whole model ({error}); did the training finish?") from error
-    # A file that is whole but does not fit the others shows in many ways.
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, DcktError):
-            raise
-        raise RunError(f"{folder}: the model's files do not fit together ({error})") from error
+        network = _network(shape, folder)
+        return DomainModel(trunk, cnn, network, vocabulary, tuple(shape["labels"]), TextSpec(**shape["text"]))
+    except _UNREADABLE as error:
+        raise _unreadable(folder, error) from error
+
+
+def load_network(folder: Path) -> DomainNetwork:
+    """The network alone, in evaluation mode, of any model, also of one that was trained on ready features.
+
+    Raises:
+        RunError: a file is missing, damaged, or does not fit the others.
+    """
+    try:
+        return _network(json.loads((folder / "model.json").read_text(encoding="utf-8")), folder)
+    except _UNREADABLE as error:
+        raise _unreadable(folder, error) from error
+
+
+def _network(shape: Mapping[str, Any], folder: Path) -> DomainNetwork:
+    network = DomainNetwork(shape["inputs"], shape["width"], len(shape["labels"]))
+    network.load_state_dict(load_tensors(folder / "network.safetensors"))
+    return network.eval()
+
+
+# A file that is whole but does not fit the others shows in many ways.
+_UNREADABLE = (OSError, KeyError, TypeError, ValueError, RuntimeError)
+
+
+def _unreadable(folder: Path, error: Exception) -> DcktError:
+    if isinstance(error, OSError | TextError):
+        return RunError(f"{folder}: holds no whole model ({error}); did the training finish?")
+    return (
+        error
+        if isinstance(error, DcktError)
+        else RunError(f"{folder}: the model's files do not fit together ({error})")
+    )
 
 
 def _cnn(state: Mapping[str, torch.Tensor], windows: list[int]) -> WordCNN:

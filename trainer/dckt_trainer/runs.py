@@ -3,11 +3,13 @@
 config.toml         as resolved, every key
 run.json            format, state, corpora, versions, times
 metrics.jsonl       losses and validation MAP, a line an event
-selection.jsonl     which target pairs each round took, and the spread of their AP
+selection.jsonl     which target pairs each round took, and the spread of their scores
 evaluation.json     MAP on validation and test
+analysis.json       on test: AP by query and class, precision by recall, confusions; how often each pair was selected
 checkpoints/        where an interrupted run goes on from
 target/, source/    the trained models
-report.html, *.png  to look at
+report.html         to look at; its plots are in plots/
+tensorboard/        the same events for TensorBoard, where that was asked for
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from dckt import __version__ as dckt_version
 from dckt.errors import RunError
 from dckt.files import atomic_write, sha256_file
 from dckt_trainer.config import Config, dump_config, load_config
-from dckt_trainer.model import DomainModel, load_model
+from dckt_trainer.model import DomainModel, load_model, load_network
+from dckt_trainer.network import DomainNetwork
 
 RUN_VERSION = 1
 
@@ -54,9 +57,10 @@ class Run:
         return bool(self.facts.get("state") == "complete")
 
     @property
-    def source(self) -> Path:
-        """The source corpus."""
-        return Path(self.facts["source"]["path"])
+    def source(self) -> Path | None:
+        """The source corpus; None where the target was trained alone."""
+        facts = self.facts["source"]
+        return Path(facts["path"]) if facts else None
 
     @property
     def target(self) -> Path:
@@ -78,17 +82,28 @@ class Run:
         return value
 
     def model(self, domain: str = "target") -> DomainModel:
-        """The trained model of a domain.
+        """The trained model of a domain, from pixels and words on.
+
+        Raises:
+            RunError: the training did not finish, a file is missing or damaged, or the corpora were ready features.
+        """
+        return load_model(self._finished(domain))
+
+    def network(self, domain: str = "target") -> DomainNetwork:
+        """The trained network of a domain, from features on.
 
         Raises:
             RunError: the training did not finish, or a file is missing or damaged.
         """
+        return load_network(self._finished(domain))
+
+    def _finished(self, domain: str) -> Path:
         if not self.complete:
             raise RunError(
                 f"{self.path}: the training has not finished (state: {self.facts.get('state')}); "
                 f"go on with: dckt-train --resume {self.path}"
             )
-        return load_model(self.path / domain)
+        return self.path / domain
 
     def finish(self) -> Run:
         """The same run, marked complete on disk."""
@@ -105,29 +120,67 @@ class Run:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
 
+    def begin(self, stage: str, passes: int = 0) -> None:
+        """Forgets what an interrupted try at this stage logged, after the forward passes that it can go on from."""
+        for name in ("metrics", "selection"):
+            kept = [
+                event
+                for event in self.events(name)
+                if event["stage"] != stage or 0 < event.get("passes", passes + 1) <= passes
+            ]
+            self.rewrite(name, kept)  # always: it also drops a line that a kill cut short
+
+    def sweep_up(self) -> None:
+        """Deletes files that a kill left half written."""
+        for partial in self.path.rglob(".*.partial"):
+            partial.unlink()
+
     def rewrite(self, name: str, events: list[dict[str, Any]]) -> None:
         """Replaces ``name``.jsonl, so that a resumed run does not log a stage twice."""
         text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
         atomic_write(self.path / f"{name}.jsonl", text)
 
 
-def create_run(path: Path, config: Config, source: dict[str, Any], target: dict[str, Any], *, trunk: str) -> Run:
+class ReadOnlyRun(Run):
+    """The run as all processes but the first have it: they read what the first writes."""
+
+    def log(self, name: str, event: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def rewrite(self, name: str, events: list[dict[str, Any]]) -> None:
+        """Does nothing."""
+
+    def finish(self) -> Run:
+        """The run as it is."""
+        return self
+
+
+def create_run(
+    path: Path,
+    config: Config,
+    source: dict[str, Any] | None,
+    target: dict[str, Any],
+    *,
+    trunk: str | None,
+    pretrained_from: str | None = None,
+) -> Run:
     """Makes the folder of a new run.
 
     Args:
         path: must not exist, or be an empty folder.
         config: as resolved.
-        source: ``path``, ``fingerprint`` and counts of the source corpus.
+        source: ``path``, ``fingerprint`` and counts of the source corpus; None where the target is trained alone.
         target: likewise.
-        trunk: hash of the trunk.
+        trunk: hash of the trunk; None where the corpora are ready features.
+        pretrained_from: the run whose pretraining is taken over.
 
     Raises:
         RunError: the path is taken, or cannot be written.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if not is_free(path):
         raise taken_error(path)
     try:
-        (path / "checkpoints").mkdir(parents=True)
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         atomic_write(path / "config.toml", dump_config(config))
         facts = {
             "format": "dckt-run",
@@ -136,6 +189,7 @@ def create_run(path: Path, config: Config, source: dict[str, Any], target: dict[
             "started": _now(),
             "config_sha256": sha256_file(path / "config.toml"),
             "trunk": trunk,
+            "pretrained_from": pretrained_from,
             "source": source,
             "target": target,
             "versions": {
@@ -147,6 +201,18 @@ def create_run(path: Path, config: Config, source: dict[str, Any], target: dict[
         return _write(path, facts)
     except OSError as error:
         raise RunError(f"{path}: the run folder cannot be written ({error})") from error
+
+
+def is_free(path: Path) -> bool:
+    """Whether a run can begin there: nothing is there, or no more than what a kill at the very start leaves."""
+    if not path.exists():
+        return True
+    if not path.is_dir():
+        return False
+    rest = {entry.name for entry in path.iterdir()} - {"config.toml", "checkpoints"}
+    return not [name for name in rest if not name.startswith((".config.toml", ".run.json"))] and not (
+        (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
+    )
 
 
 def taken_error(path: Path) -> RunError:

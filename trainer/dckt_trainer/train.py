@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dckt.errors import ConfigError, RunError
-from dckt.files import atomic_write
+from dckt.errors import RunError
+from dckt.files import atomic_file, atomic_write
 from dckt.metrics import CrossMediaMAP, bootstrap_interval
-from dckt.preprocessing import TextSpec, Vocabulary
-from dckt_trainer.checkpoint import load_tensors, load_with_metadata, save_tensors
-from dckt_trainer.config import Config, ImageConfig
-from dckt_trainer.data.corpus import SPLITS, Corpus, OnBadPair, Pair, Split, read_corpus
-from dckt_trainer.data.features import cached_features, default_cache
-from dckt_trainer.evaluate import evaluate
-from dckt_trainer.losses import joint_terms
-from dckt_trainer.model import DomainModel, save_model
-from dckt_trainer.network import MEDIA, DomainNetwork, copy_of
+from dckt_trainer import parallel
+from dckt_trainer.analysis import score_spread
+from dckt_trainer.checkpoint import load_into, load_tensors, load_with_metadata, save_tensors, unfit_error
+from dckt_trainer.config import Config
+from dckt_trainer.data.corpus import OnBadPair
+from dckt_trainer.data.features import default_cache
+from dckt_trainer.evaluate import evaluate, represent, score
+from dckt_trainer.inputs import Inputs, prepare
+from dckt_trainer.model import DomainModel, save_model, save_network
+from dckt_trainer.network import DomainNetwork, copy_of
 from dckt_trainer.optimize import StepLog, sgd
 from dckt_trainer.pairs import PairSet
+from dckt_trainer.plan import Plan, make_plan, pick_device, pretraining_files, remake_plan, threads
 from dckt_trainer.pretrain import passes_for, pretrain
-from dckt_trainer.progress import Reporter, Silent, counted
+from dckt_trainer.progress import Reporter, Silent
 from dckt_trainer.report import write_run_report
-from dckt_trainer.runs import Run, create_run, open_run, taken_error
+from dckt_trainer.runs import ReadOnlyRun, Run, create_run, open_run
 from dckt_trainer.seeds import seed_of
+from dckt_trainer.selection import Scores
+from dckt_trainer.tensorboard import check_installed, mirrored
 from dckt_trainer.transfer import JointData, RoundLog, passes_of_round, transfer_round
-from dckt_trainer.trunk import Trunk, build_trunk
-from dckt_trainer.word_cnn import WordCNN, text_vectors, train_word_cnn
-from dckt_trainer.words import Words, check_vectors, learn_words
-
-SMALLEST_SPREAD = 1e-4
-Tokens: TypeAlias = dict[Split, list[list[int]]]
+from dckt_trainer.word_cnn import WordCNN
 
 
 def train(
-    source: str | Path,
+    source: str | Path | None,
     target: str | Path,
     out: str | Path,
     config: Config,
@@ -51,270 +52,289 @@ def train(
     cache: Path | None = None,
     on_bad_pair: OnBadPair = "raise",
     force: bool = False,
+    pretrained_from: str | Path | None = None,
+    tensorboard: bool = False,
     reporter: Reporter | None = None,
 ) -> Run:
     """Trains a target model with knowledge from the source, the whole of DCKT, and writes a run folder.
 
     Args:
-        source: corpus that knowledge is taken from.
-        target: corpus of the collection that is to be searched; its labels may be others.
+        source: corpus that knowledge is taken from: a folder of pictures and texts, or an ``.npz`` file of ready
+            features (:mod:`dckt_trainer.data.feature_corpus`); None trains the target alone, with no rounds.
+        target: corpus of the collection that is to be searched, of the same kind; its labels may be others.
         out: the run folder; must not exist.
         config: see :func:`dckt_trainer.config.load_config`.
         device: ``auto``, ``cpu`` or ``cuda``.
         cache: folder of cached trunk features; see :func:`dckt_trainer.data.features.default_cache`.
         on_bad_pair: ``raise`` lists all bad pairs and stops; ``skip`` leaves them out.
         force: an existing run folder is deleted first; nothing else ever is.
+        pretrained_from: a run folder whose words, Word CNNs and pretrained networks are taken over; it must have been
+            trained on the same corpora with the same settings, but for those of the joint stage.
+        tensorboard: the events also go to the run's folder ``tensorboard`` as they happen, for TensorBoard.
         reporter: told how far the work is.
 
     Raises:
         DcktError: anything that the user can mend; see :mod:`dckt.errors`.
     """
-    reporter = reporter or Silent()
-    place, out = _device(device), Path(out)
-    replaced = _taken(out, force=force)
-    config = _with_paths(config)
-    _check_terms(config)
-    corpora = {"source": _read(source, on_bad_pair, reporter), "target": _read(target, on_bad_pair, reporter)}
-    _check_target(corpora["target"])
-    trunk = build_trunk(config.image, config.seed).to(place)
-    if replaced:
-        shutil.rmtree(out.resolve())
-    facts = [_facts(path, corpora[name], on_bad_pair) for name, path in (("source", source), ("target", target))]
-    run = create_run(out, config, *facts, trunk=trunk.sha256)
-    return _Training(run, corpora, trunk, place, cache or default_cache(), reporter).go()
+    reporter, out = reporter or Silent(), Path(out)
+    if tensorboard:
+        check_installed()
+    with threads(config.compute.threads), parallel.processes(pick_device(device)):
+        reporter = Silent() if parallel.rank() else reporter
+        plan = make_plan(
+            source,
+            target,
+            out,
+            config,
+            device=device,
+            on_bad_pair=on_bad_pair,
+            force=force,
+            pretrained_from=pretrained_from,
+            reporter=reporter,
+        )
+        parallel.wait()  # until every process has looked at the folder
+        with parallel.first_alone():
+            run = _read_only(open_run(out)) if parallel.rank() else _new_run(out, plan)
+        return _go(run, plan, cache, reporter, tensorboard=tensorboard)
 
 
 def resume(
-    path: str | Path, *, device: str = "auto", cache: Path | None = None, reporter: Reporter | None = None
+    path: str | Path,
+    *,
+    device: str = "auto",
+    cache: Path | None = None,
+    tensorboard: bool = False,
+    reporter: Reporter | None = None,
 ) -> Run:
     """Goes on with an interrupted run, from its last whole stage or round, with its own configuration.
+
+    Events go to TensorBoard if ``tensorboard`` is set or if they did before.
 
     Raises:
         RunError: there is no such run, it is complete, or a corpus changed since.
     """
     reporter = reporter or Silent()
-    place, run = _device(device), open_run(path)
+    run = open_run(path)
     if run.complete:
         raise RunError(f"{path}: the run is complete; its report is {run.path / 'report.html'}")
-    corpora = {}
-    for name in ("source", "target"):
-        facts = run.facts[name]
-        corpora[name] = _read(facts["path"], facts["on_bad_pair"], reporter)
-        if corpora[name].fingerprint != facts["fingerprint"]:
-            raise RunError(f"{path}: the {name} corpus {facts['path']} changed since the run began; train anew")
-    trunk = build_trunk(run.config.image, run.config.seed).to(place)
-    if trunk.sha256 != run.facts["trunk"]:
-        raise RunError(
-            f"{path}: the weights of the trunk ({run.config.image.weights}) changed since the run began; train anew"
-        )
-    return _Training(run, corpora, trunk, place, cache or default_cache(), reporter).go()
+    with threads(run.config.compute.threads), parallel.processes(pick_device(device)):
+        if parallel.rank():
+            reporter, run = Silent(), _read_only(run)
+        plan = remake_plan(run, device=device, reporter=reporter)
+        if not parallel.rank():
+            run.sweep_up()
+        return _go(run, plan, cache, reporter, tensorboard=tensorboard)
+
+
+def _go(run: Run, plan: Plan, cache: Path | None, reporter: Reporter, *, tensorboard: bool) -> Run:
+    with ExitStack() as stack:
+        if not parallel.rank():
+            run = stack.enter_context(mirrored(run, wanted=tensorboard))
+        return _Training(run, plan, cache or default_cache(), reporter).go()
+
+
+def _read_only(run: Run) -> Run:
+    return ReadOnlyRun(run.path, run.facts)
+
+
+def _new_run(out: Path, plan: Plan) -> Run:
+    if plan.replaces:
+        _clear(out)
+    run = create_run(
+        out,
+        plan.config,
+        plan.facts.get("source"),
+        plan.facts["target"],
+        trunk=plan.trunk.sha256 if plan.trunk else None,
+        pretrained_from=str(plan.base.path.resolve()) if plan.base else None,
+    )
+    if plan.base:
+        _take_over(plan.base, run, plan)
+    return run
 
 
 @dataclass
 class _Joint:
-    """The state of the joint stage between rounds."""
+    """The state of the joint stage between rounds.
 
-    source: DomainNetwork
-    target: DomainNetwork
+    Attributes:
+        networks: by domain; the target's alone where there is no source.
+        optimizer: over all of them.
+        round: rounds that are done.
+        step: solver steps that are done.
+        best_round: the best on validation so far.
+        best_map: its MAP; below 0 before the first validation.
+        scores: (Q,) of the target pairs in the last round.
+    """
+
+    networks: Mapping[str, DomainNetwork]
     optimizer: torch.optim.SGD
     round: int = 0
     step: int = 0
     best_round: int = 0
     best_map: float = -1.0
+    scores: Scores | None = None
+
+    @property
+    def target(self) -> DomainNetwork:
+        return self.networks["target"]
 
 
 @dataclass
 class _Training:
     run: Run
-    corpora: dict[str, Corpus]
-    trunk: Trunk
-    device: torch.device
+    plan: Plan
     cache: Path
     reporter: Reporter
 
     def __post_init__(self) -> None:
-        self.config = self.run.config
-        self.spec = TextSpec(max_tokens=self.config.text.max_tokens)
-        self.labels = {name: corpus.labels for name, corpus in self.corpora.items()}
+        self.config, self.corpora, self.device = self.plan.config, self.plan.corpora, self.plan.device
 
     def go(self) -> Run:
-        words = self._words()  # first: they are quick, and a file of vectors that cannot be used shows at once
-        images = self._image_features()
-        tokens = {
-            name: {part: self._tokens(corpus.part(part), words.vocabulary) for part in SPLITS}
-            for name, corpus in self.corpora.items()
-        }
-        cnns = self._word_cnns(words, tokens)
-        pairs = self._pair_sets(images, tokens, cnns)
-        networks = self._pretrained(pairs)
-        joint = self._transfer(networks, pairs)
-        self._finish(joint, pairs, cnns, words.vocabulary)
+        with parallel.first_alone():  # the others find its checkpoints and its cache
+            inputs = prepare(self.run, self.plan, cache=self.cache, reporter=self.reporter)
+        joint = self._transfer(self._pretrained(inputs), inputs.pairs)
+        if not parallel.rank():
+            self._finish(joint, inputs)
+        parallel.wait()
         return self.run.finish()
 
-    # -- inputs ------------------------------------------------------------------------------------------------
+    def _save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+        if not parallel.rank():
+            save_tensors(self.run.checkpoints / f"{name}.safetensors", tensors, notes)
 
-    def _image_features(self) -> dict[str, Tensor]:
-        wanted = {
-            "source.train": self.corpora["source"].part("train"),
-            **{f"target.{part}": self.corpora["target"].part(part) for part in SPLITS},
-        }
-        features = {}
-        for name, part in wanted.items():
-            with self.reporter.task(f"image features, {name}", len(part)) as advance:
-                paths = [pair.image for pair in part]
-                rows = cached_features(self.trunk, paths, cache=self.cache, device=self.device, advance=advance)
-            features[name] = torch.from_numpy(rows)
-        _check_spread(features["source.train"], self.config.image)
-        return features
+    # -- pretraining -------------------------------------------------------------------------------------------
 
-    def _words(self) -> Words:
-        path = self.run.checkpoints / "words.safetensors"
-        if path.exists():
-            tensors, notes = load_with_metadata(path)
-            return Words(Vocabulary(tuple(json.loads(notes["words"]))), tensors["vectors"].numpy())
-        texts = [pair.text for corpus in self.corpora.values() for pair in corpus.part("train")]
-        with self.reporter.task("word vectors", 1) as advance:
-            words = learn_words(texts, self.config.text, self.config.seed)
-            advance(1)
-        notes = {"words": json.dumps(words.vocabulary.words, ensure_ascii=False)}
-        save_tensors(path, {"vectors": torch.from_numpy(words.vectors)}, notes)
-        return words
+    def _pretrained(self, inputs: Inputs) -> dict[str, DomainNetwork]:
+        networks: dict[str, DomainNetwork] = {}
+        if "source" in self.corpora:
+            networks["source"] = self._pretrain("source", None, inputs)
+        start = networks["source"] if self.config.pretrain.target_start == "source" else None
+        networks["target"] = self._pretrain("target", start, inputs)
+        return networks
 
-    def _tokens(self, pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[list[int]]:
-        return [vocabulary.encode(pair.text, self.spec, allow_unknown=True) for pair in pairs]
-
-    def _word_cnns(self, words: Words, tokens: dict[str, Tokens]) -> dict[str, WordCNN]:
-        settings = self.config.text
-        with torch.random.fork_rng():
-            torch.manual_seed(seed_of(self.config.seed, "word-cnn"))
-            start = WordCNN(torch.from_numpy(words.vectors), settings.windows, settings.maps)
-        source = self._word_cnn("source", start, tokens["source"])
-        if settings.target_cnn == "source":
-            return {"source": source, "target": source}
-        return {"source": source, "target": self._word_cnn("target", source, tokens["target"])}
-
-    def _word_cnn(self, domain: str, start: WordCNN, tokens: Tokens) -> WordCNN:
-        path = self.run.checkpoints / f"text-{domain}.safetensors"
-        if path.exists():
-            cnn = WordCNN(start.embedding.weight, start.windows, self.config.text.maps)
-            cnn.load_state_dict(load_tensors(path))
-            return cnn.to(self.device).eval()
-        stage = f"word-cnn/{domain}"
-        self._begin(stage)
-        corpus, numbers = self.corpora[domain], self._numbers(domain)
-        train_part = tokens["train"], [numbers[pair.label] for pair in corpus.part("train")]
-        val_part = tokens["val"], [numbers[pair.label] for pair in corpus.part("val")]
-        with self.reporter.task(f"Word CNN, {domain}", self.config.text.cnn_epochs) as advance:
-
-            def after(figures: dict[str, float]) -> None:
-                advance(1)
-                self.run.log("metrics", {"stage": stage, **figures})
-
-            cnn = train_word_cnn(
-                start,
-                train_part,
-                val_part,
-                self.config.text,
-                seed=self.config.seed,
-                stream=stage,
-                device=self.device,
-                advance=after,
-            )
-        save_tensors(path, cnn.state_dict())
-        return cnn
-
-    def _pair_sets(
-        self, images: dict[str, Tensor], tokens: dict[str, Tokens], cnns: dict[str, WordCNN]
-    ) -> dict[str, PairSet]:
-        def pair_set(domain: str, part: Split, cnn: WordCNN) -> PairSet:
-            numbers, pairs = self._numbers(domain), self.corpora[domain].part(part)
-            texts = text_vectors(cnn, tokens[domain][part], self.device)
-            return PairSet(
-                {"image": images[f"{domain}.{part}"], "text": texts},
-                torch.tensor([numbers[pair.label] for pair in pairs], dtype=torch.int64),
-                tuple(pair.id for pair in pairs),
-            )
-
-        sets = {f"target.{part}": pair_set("target", part, cnns["target"]) for part in SPLITS}
-        sets["source.train"] = pair_set("source", "train", cnns["source"])
-        # The source network scores target pairs, and it reads texts through the source's own Word CNN only.
-        sets["target.train.by_source"] = pair_set("target", "train", cnns["source"])
-        return sets
-
-    def _numbers(self, domain: str) -> dict[str, int]:
-        return {label: number for number, label in enumerate(self.labels[domain])}
-
-    # -- training ----------------------------------------------------------------------------------------------
-
-    def _pretrained(self, pairs: dict[str, PairSet]) -> dict[str, DomainNetwork]:
-        settings = self.config.pretrain
-        source = self._pretrain("source", None, pairs["source.train"], settings.source_epochs)
-        start = source if settings.target_start == "source" else None
-        return {
-            "source": source,
-            "target": self._pretrain("target", start, pairs["target.train"], settings.target_epochs),
-        }
-
-    def _pretrain(self, domain: str, start: DomainNetwork | None, pairs: PairSet, epochs: int) -> DomainNetwork:
-        inputs = {medium: rows.shape[1] for medium, rows in pairs.features.items()}
-        classes = len(self.labels[domain])
-        with torch.random.fork_rng():
-            torch.manual_seed(seed_of(self.config.seed, "weights", domain))
-            network = copy_of(start, classes) if start else DomainNetwork(inputs, self.config.network.width, classes)
-        network.to(self.device)
+    def _pretrain(self, domain: str, start: DomainNetwork | None, inputs: Inputs) -> DomainNetwork:
+        network, pairs = self._new_network(domain, start, inputs), inputs.pairs[f"{domain}.train"]
         path = self.run.checkpoints / f"{domain}-0.safetensors"
         if path.exists():
-            network.load_state_dict(load_tensors(path))
+            load_into(network, load_tensors(path), path)
             return network
-        stage = f"pretrain/{domain}"
-        self._begin(stage)
-        passes = passes_for(len(pairs), epochs, self.config.pretrain.batch)
-        with self.reporter.task(f"pretraining, {domain}", passes) as advance:
+        stage, settings = f"pretrain/{domain}", self.config.pretrain
+        epochs = settings.source_epochs if domain == "source" else settings.target_epochs
+        optimizer = self._optimizer([network])
+        done = self._restore_part(domain, network, optimizer)
+        self.run.begin(stage, done)
+        total = passes_for(len(pairs), epochs, settings.batch)
+
+        def after(passes: int, log: StepLog) -> None:
+            epoch = passes * settings.batch // len(pairs)
+            self.run.log("metrics", {"stage": stage, "passes": passes, "epoch": epoch, **_loss_figures(log)})
+            if passes < total:
+                tensors = {**_states({domain: network}), **_momenta({domain: network}, optimizer)}
+                self._save(f"{domain}-part", tensors, {"passes": str(passes)})
+
+        with self.reporter.task(f"pretraining, {domain}", total) as advance:
+            advance(done)
             pretrain(
                 network,
+                optimizer,
                 pairs,
                 self.config,
                 domain=domain,
                 epochs=epochs,
                 device=self.device,
+                first_pass=done,
                 advance=advance,
-                on_epochs=lambda epoch, log: self.run.log(
-                    "metrics", {"stage": stage, "epoch": epoch, **_loss_figures(log)}
-                ),
+                after=after,
             )
-        save_tensors(path, network.state_dict())
+        self._save(f"{domain}-0", network.state_dict())
+        if not parallel.rank():
+            (self.run.checkpoints / f"{domain}-part.safetensors").unlink(missing_ok=True)
         return network
 
-    def _transfer(self, networks: dict[str, DomainNetwork], pairs: dict[str, PairSet]) -> _Joint:
-        optimizer = sgd(list(networks.values()), self.config.optimizer)
-        joint = _Joint(networks["source"], networks["target"], optimizer)
-        data = JointData(pairs["source.train"], pairs["target.train"], pairs["target.train.by_source"])
+    def _restore_part(self, domain: str, network: DomainNetwork, optimizer: torch.optim.SGD) -> int:
+        """Goes on with a pretraining that was interrupted: the forward passes that it had done."""
+        path = self.run.checkpoints / f"{domain}-part.safetensors"
+        if not path.exists():
+            return 0
+        tensors, notes = load_with_metadata(path)
+        self._load(path, tensors, {domain: network}, optimizer)
+        try:
+            return int(notes["passes"])
+        except (KeyError, ValueError) as error:
+            raise unfit_error(path, str(error)) from error
+
+    def _load(
+        self,
+        path: Path,
+        tensors: Mapping[str, Tensor],
+        networks: Mapping[str, DomainNetwork],
+        optimizer: torch.optim.SGD,
+    ) -> None:
+        """Puts back what :func:`_states` and :func:`_momenta` took."""
+        for domain, network in networks.items():
+            prefix = f"{domain}."
+            load_into(network, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, path)
+        try:
+            for name, parameter in _learning(networks).items():
+                key = f"momentum.{name}"
+                # A front that was frozen until now has none.
+                if self.config.optimizer.momentum and (key in tensors or ".fronts." not in name):
+                    momentum = tensors[key].to(self.device).view_as(parameter)
+                    optimizer.state[parameter]["momentum_buffer"] = momentum
+        except (KeyError, RuntimeError) as error:
+            raise unfit_error(path, str(error)) from error
+
+    def _optimizer(self, networks: Sequence[DomainNetwork]) -> torch.optim.SGD:
+        return sgd(networks, self.config.optimizer, self.config.text.cnn_lr_factor)
+
+    def _new_network(self, domain: str, start: DomainNetwork | None, inputs: Inputs) -> DomainNetwork:
+        classes, settings = len(self.corpora[domain].labels), self.config.network
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_of(self.config.seed, "weights", domain))
+            network = (
+                copy_of(start, classes)
+                if start
+                else DomainNetwork(inputs.widths, settings.width, classes, settings.moving_average)
+            )
+        if self.config.text.training == "end_to_end":
+            network.fronts["text"] = copy.deepcopy(inputs.cnns[domain])
+        return network.to(self.device)
+
+    # -- transfer ----------------------------------------------------------------------------------------------
+
+    def _transfer(self, networks: Mapping[str, DomainNetwork], pairs: Mapping[str, PairSet]) -> _Joint:
+        joint = _Joint(networks, self._optimizer(list(networks.values())))
         self._restore(joint)
         if joint.best_map < 0:
-            self._begin("round/0")
+            self.run.begin("round/0")
             self._validate(joint, pairs["target.val"], {})
-        rounds = self.config.transfer.rounds
-        for number in range(joint.round + 1, rounds + 1):
-            self._begin(f"round/{number}")
-            with self.reporter.task(
-                f"round {number} of {rounds}", passes_of_round(len(data.source), self.config)
-            ) as advance:
-                log = transfer_round(
-                    number,
-                    joint.source,
-                    joint.target,
-                    data,
-                    optimizer,
-                    self.config,
-                    first_step=joint.step,
-                    device=self.device,
-                    advance=advance,
-                )
-            joint.round, joint.step = number, joint.step + log.steps.steps
-            self.run.log("selection", _selection_figures(log, data.target))
-            self._validate(joint, pairs["target.val"], {"selected": len(log.selected), **_loss_figures(log.steps)})
+        for number in range(joint.round + 1, self.config.transfer.rounds + 1):
+            self.run.begin(f"round/{number}")
+            log = self._round(number, joint, pairs)
+            joint.round, joint.step, joint.scores = number, joint.step + log.steps.steps, log.selection.scores
+            self.run.log("selection", _selection_figures(log, pairs["target.train"]))
+            figures = {"selected": len(log.selection.places), **_loss_figures(log.steps)}
+            self._validate(joint, pairs["target.val"], figures)
             self._keep(joint)
         return joint
+
+    def _round(self, number: int, joint: _Joint, pairs: Mapping[str, PairSet]) -> RoundLog:
+        data = JointData(pairs["source.train"], pairs["target.train"], pairs["target.train.by_source"])
+        name = f"round {number} of {self.config.transfer.rounds}"
+        with self.reporter.task(name, passes_of_round(len(data.source), self.config)) as advance:
+            return transfer_round(
+                number,
+                joint.networks["source"],
+                joint.target,
+                data,
+                joint.optimizer,
+                self.config,
+                first_step=joint.step,
+                device=self.device,
+                earlier=joint.scores,
+                advance=advance,
+            )
 
     def _validate(self, joint: _Joint, pairs: PairSet, figures: dict[str, Any]) -> None:
         result = evaluate(joint.target, pairs, self.device)
@@ -326,63 +346,62 @@ class _Training:
         )
         if result.average > joint.best_map:
             joint.best_map, joint.best_round = result.average, joint.round
-            notes = {"round": str(joint.round), "map": repr(result.average)}
-            save_tensors(self.run.checkpoints / "target-best.safetensors", joint.target.state_dict(), notes)
+            self._save("target-best", joint.target.state_dict(), {"round": str(joint.round)})
 
     def _keep(self, joint: _Joint) -> None:
         """One file for the whole joint state, so that a kill leaves the state of one round, never a mixture."""
-        tensors = {f"source.{name}": value for name, value in joint.source.state_dict().items()}
-        tensors |= {f"target.{name}": value for name, value in joint.target.state_dict().items()}
-        for name, parameter in self._named_parameters(joint).items():
-            momentum = joint.optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:  # SGD keeps none where optimizer.momentum is 0
-                tensors[f"momentum.{name}"] = momentum
+        tensors = {**_states(joint.networks), **_momenta(joint.networks, joint.optimizer)}
+        if joint.scores is not None:
+            tensors["scores"] = torch.from_numpy(joint.scores)
         notes = {
             "round": str(joint.round),
             "step": str(joint.step),
             "best_round": str(joint.best_round),
             "best_map": repr(joint.best_map),
         }
-        save_tensors(self.run.checkpoints / "joint.safetensors", tensors, notes)
+        self._save("joint", tensors, notes)
 
     def _restore(self, joint: _Joint) -> None:
         path = self.run.checkpoints / "joint.safetensors"
         if not path.exists():
             return
         tensors, notes = load_with_metadata(path)
-        for name, network in (("source.", joint.source), ("target.", joint.target)):
-            network.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
-        for name, parameter in self._named_parameters(joint).items():
-            if f"momentum.{name}" in tensors:
-                joint.optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(self.device)
-        joint.round, joint.step = int(notes["round"]), int(notes["step"])
-        joint.best_round, joint.best_map = int(notes["best_round"]), float(notes["best_map"])
-
-    def _named_parameters(self, joint: _Joint) -> dict[str, Tensor]:
-        return {
-            f"{name}.{key}": parameter
-            for name, network in (("source", joint.source), ("target", joint.target))
-            for key, parameter in network.named_parameters()
-        }
+        self._load(path, tensors, joint.networks, joint.optimizer)
+        try:
+            joint.round, joint.step = int(notes["round"]), int(notes["step"])
+            joint.best_round, joint.best_map = int(notes["best_round"]), float(notes["best_map"])
+            joint.scores = tensors["scores"].numpy()
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise unfit_error(path, str(error)) from error
 
     # -- the end -----------------------------------------------------------------------------------------------
 
-    def _finish(
-        self, joint: _Joint, pairs: dict[str, PairSet], cnns: dict[str, WordCNN], vocabulary: Vocabulary
-    ) -> None:
+    def _finish(self, joint: _Joint, inputs: Inputs) -> None:
         """Reads the test split, once, for Model_t(0), the last and the best round; then writes models and report."""
+        joint.optimizer.zero_grad(set_to_none=True)
+        joint.optimizer.state.clear()  # the three states below take the memory of gradients and momentum
+        pairs, paths = inputs.pairs["target.test"], self.run.checkpoints
         last = {name: value.clone() for name, value in joint.target.state_dict().items()}
         states = {
-            "model_t0": (0, load_tensors(self.run.checkpoints / "target-0.safetensors")),
-            "last": (joint.round, last),
-            "best": (joint.best_round, load_tensors(self.run.checkpoints / "target-best.safetensors")),
+            "model_t0": (0, load_tensors(paths / "target-0.safetensors"), paths / "target-0.safetensors"),
+            "last": (joint.round, last, paths / "joint.safetensors"),
+            "best": (
+                joint.best_round,
+                load_tensors(paths / "target-best.safetensors"),
+                paths / "target-best.safetensors",
+            ),
         }
-        test: dict[str, Any] = {"pairs": len(pairs["target.test"])}
-        for name, (number, state) in states.items():
-            joint.target.load_state_dict(state)
-            at_50 = evaluate(joint.target, pairs["target.test"], self.device, cut=50)
-            figures = map_figures(evaluate(joint.target, pairs["target.test"], self.device))
-            test[name] = {"round": number, **figures, "average_at_50": at_50.average}
+        test: dict[str, Any] = {"pairs": len(pairs)}
+        vectors = {}
+        for name, (number, state, path) in states.items():
+            load_into(joint.target, state, path)
+            vectors[name] = represent(joint.target, pairs, self.device)
+            at_50 = score(vectors[name], pairs, cut=50)
+            test[name] = {
+                "round": number,
+                **map_figures(score(vectors[name], pairs)),
+                "average_at_50": at_50.average,
+            }
         keep = self.config.transfer.keep
         joint.target.load_state_dict(states[keep][1])
         validation = [
@@ -392,17 +411,18 @@ class _Training:
         ]
         outcome = {"kept": keep, "validation": validation, "test": test}
         atomic_write(self.run.path / "evaluation.json", json.dumps(outcome, indent=1))
-        for domain, network in (("source", joint.source), ("target", joint.target)):
-            labels = self.labels[domain]
-            model = DomainModel(self.trunk, cnns[domain], network, vocabulary, labels, self.spec)
-            save_model(model, self.run.path / domain, self.config.image)
-        write_run_report(self.run, self.corpora["target"], joint.target, pairs["target.test"], self.device)
+        for domain, network in joint.networks.items():
+            self._save_model(domain, network, inputs)
+        write_run_report(self.run, self.corpora["target"], vectors["model_t0"], vectors[keep])
 
-    def _begin(self, stage: str) -> None:
-        """Forgets what an interrupted try at this stage logged."""
-        for name in ("metrics", "selection"):
-            kept = [event for event in self.run.events(name) if event["stage"] != stage]
-            self.run.rewrite(name, kept)  # always: it also drops a line that a kill cut short
+    def _save_model(self, domain: str, network: DomainNetwork, inputs: Inputs) -> None:
+        folder, labels = self.run.path / domain, self.corpora[domain].labels
+        if self.plan.trunk is None or inputs.vocabulary is None:
+            save_network(network, labels, folder)
+            return
+        cnn = cast(WordCNN, network.fronts.pop("text")) if network.fronts else inputs.cnns[domain]
+        model = DomainModel(self.plan.trunk, cnn, network, inputs.vocabulary, labels, inputs.text)
+        save_model(model, folder, self.config.image)
 
 
 def map_figures(result: CrossMediaMAP) -> dict[str, Any]:
@@ -418,98 +438,52 @@ def map_figures(result: CrossMediaMAP) -> dict[str, Any]:
     }
 
 
+def _clear(out: Path) -> None:
+    """Empties the folder of a run that has to make way; where ``out`` is a link, the link stays."""
+    folder = out.resolve()
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def _take_over(base: Run, run: Run, plan: Plan) -> None:
+    """Takes checkpoints and events of a pretraining; files are linked, because none is ever changed in place."""
+    for name in pretraining_files(plan.config, plan.corpora, features=plan.trunk is None):
+        with atomic_file(run.checkpoints / name) as partial:
+            try:
+                os.link(base.checkpoints / name, partial)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(base.checkpoints / name, partial)
+    events = [event for event in base.events("metrics") if event["stage"].startswith(("word-cnn/", "pretrain/"))]
+    run.rewrite("metrics", events)
+
+
+def _states(networks: Mapping[str, DomainNetwork]) -> dict[str, Tensor]:
+    states = {domain: network.state_dict() for domain, network in networks.items()}
+    return {f"{domain}.{name}": value for domain, state in states.items() for name, value in state.items()}
+
+
+def _learning(networks: Mapping[str, DomainNetwork]) -> dict[str, Tensor]:
+    return {f"{domain}.{name}": p for domain, network in networks.items() for name, p in network.named_parameters()}
+
+
+def _momenta(networks: Mapping[str, DomainNetwork], optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """What the optimiser carries on; nothing where optimizer.momentum is 0, or before a parameter's first step."""
+    found = {name: optimizer.state[p].get("momentum_buffer") for name, p in _learning(networks).items()}
+    return {f"momentum.{name}": value for name, value in found.items() if value is not None}
+
+
 def _loss_figures(log: StepLog) -> dict[str, Any]:
     return {"total": log.total, "terms": dict(log.terms), "weighted": dict(log.weighted), "steps": log.steps}
 
 
 def _selection_figures(log: RoundLog, pairs: PairSet) -> dict[str, Any]:
-    quantiles = np.quantile(log.consistency, [0, 0.25, 0.5, 0.75, 1])
+    scores, places = log.selection.scores, log.selection.places
     return {
         "stage": f"round/{log.number}",
         "round": log.number,
         "pairs": len(pairs),
-        "selected": [pairs.ids[place] for place in log.selected],
-        "consistency_quantiles": [float(value) for value in quantiles],
-        "mean_consistency": float(log.consistency.mean()),
-        "mean_consistency_selected": float(log.consistency[log.selected].mean()),
+        "selected": [pairs.ids[place] for place in places],
+        **score_spread(scores),
+        "mean_consistency": float(scores.mean()),
+        "mean_consistency_selected": float(scores[places].mean()),
     }
-
-
-def _read(path: str | Path, on_bad_pair: OnBadPair, reporter: Reporter) -> Corpus:
-    with counted(reporter, f"checking {Path(path).name}") as progress:
-        corpus = read_corpus(path, on_bad_pair=on_bad_pair, progress=progress)
-    counts = ", ".join(f"{len(corpus.part(part))} {part}" for part in SPLITS)
-    reporter.say(f"{path}: {len(corpus.pairs)} pairs ({counts}), {len(corpus.labels)} classes")
-    for line in (*corpus.skipped, *corpus.warnings):
-        reporter.say(f"  note: {line}")
-    return corpus
-
-
-def _check_target(corpus: Corpus) -> None:
-    empty = [part for part in SPLITS if not corpus.part(part)]
-    if empty:
-        raise ConfigError(
-            f"the target corpus {corpus.root} has no pairs in: {', '.join(empty)}; a target needs train, val and "
-            "test pairs "
-            "(leave the column split out everywhere and dckt makes a split)"
-        )
-
-
-def _taken(out: Path, *, force: bool) -> bool:
-    """Whether a run has to make way, which only ``force`` allows; anything but a run or an empty folder never does."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    if not force:
-        raise taken_error(out)
-    open_run(out)
-    return True
-
-
-def _with_paths(config: Config) -> Config:
-    """The configuration with absolute paths, so that a run can be gone on with from any folder."""
-    image, text = config.image, config.text
-    if image.weights not in ("torchvision", "random"):
-        image = replace(image, weights=str(Path(image.weights).resolve()))
-    if text.vectors != "word2vec":
-        text = replace(text, vectors=str(Path(text.vectors).resolve()))
-        check_vectors(text)
-    return replace(config, image=image, text=text)
-
-
-def _check_terms(config: Config) -> None:
-    if config.transfer.rounds and not joint_terms(MEDIA, config.losses, config.mmd):
-        raise ConfigError("every weight in [losses] is 0, so a round would minimise nothing; give one, or --rounds 0")
-
-
-def _check_spread(features: Tensor, config: ImageConfig) -> None:
-    """Refuses features that hardly differ: divided by the epsilon of batch normalisation, they would train nothing.
-
-    A deep trunk with random weights yields such features; its signal fades from layer to layer.
-    """
-    spread = features.std(0).max()
-    if not spread > SMALLEST_SPREAD:
-        raise ConfigError(
-            f"the trunk {config.trunk} with weights {config.weights!r} gives every picture nearly the same features "
-            f"(largest standard deviation {spread:.1e}); use trained weights, or a shallow trunk such as alexnet"
-        )
-
-
-def _facts(path: str | Path, corpus: Corpus, on_bad_pair: OnBadPair) -> dict[str, Any]:
-    counts = {part: len(corpus.part(part)) for part in SPLITS}
-    return {
-        "path": str(Path(path).resolve()),
-        "fingerprint": corpus.fingerprint,
-        "on_bad_pair": on_bad_pair,
-        "pairs": counts,
-        "classes": len(corpus.labels),
-    }
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {name!r}; expected auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is cuda, but PyTorch {torch.__version__} sees no CUDA device; use cpu or auto")
-    return torch.device(name)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -49,6 +52,11 @@ class Trunk(nn.Module):
         del mode
         return super().train(False)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Other weights have another hash."""
+        self.__dict__.pop("sha256", None)
+        return super().load_state_dict(state_dict, strict, assign)
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalises, convolves, averages to the grid, flattens."""
         scaled = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
@@ -66,9 +74,12 @@ class Trunk(nn.Module):
             side = self.spec.side
             return int(self(torch.zeros(1, side, side, 3, dtype=torch.uint8, device=self.mean.device)).shape[1])
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Hash of everything that decides the features: weights, grid, and how pictures are prepared."""
+        """Hash of everything that decides the features: weights, grid, and how pictures are prepared.
+
+        Computed once, for the weights are frozen.
+        """
         digest = hashlib.sha256(f"{self.grid} {self.spec} {type(self.body).__name__}".encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)} ".encode())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,11 +56,7 @@ def cached_features(
         RunError: a cache file is damaged or the folder cannot be written.
         ImageError: a picture cannot be decoded.
     """
-    digest = hashlib.sha256(trunk.sha256.encode())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for one in pool.map(sha256_file, images):
-            digest.update(one.encode())
-    path = cache / f"trunk-{digest.hexdigest()[:32]}.npy"
+    path = cache_file(trunk, images, cache)
     if path.is_file():
         _check(path)
         advance(len(images))
@@ -76,24 +72,46 @@ def cached_features(
     return features
 
 
+def cache_file(trunk: Trunk, images: Sequence[Path], cache: Path) -> Path:
+    """Where the features of these pictures, in this order, are or will be kept; every picture is read for it."""
+    digest = hashlib.sha256(trunk.sha256.encode())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for one in pool.map(sha256_file, images):
+            digest.update(one.encode())
+    return cache / f"trunk-{digest.hexdigest()[:32]}.npy"
+
+
+def computed_features(trunk: Trunk, images: Sequence[Path], device: torch.device) -> Iterator[NDArray[np.float32]]:
+    """Features of pictures in their order, a batch (n, F) after the other, n at most ``BATCH``.
+
+    Raises:
+        ImageError: a picture cannot be decoded.
+    """
+    trunk = trunk.to(memory_format=torch.channels_last)  # as the pixels are
+    batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    # Decoding in threads runs beside the trunk: Pillow lets go of the interpreter while it works.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ahead = deque(pool.submit(_decode, batch, trunk.spec) for batch in batches[:2])
+        for place in range(len(batches)):
+            pixels = ahead.popleft().result()
+            if place + 2 < len(batches):
+                ahead.append(pool.submit(_decode, batches[place + 2], trunk.spec))
+            with torch.inference_mode():
+                rows: NDArray[np.float32] = trunk(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
+            yield rows
+
+
 def _compute(
     path: Path, trunk: Trunk, images: Sequence[Path], device: torch.device, advance: Callable[[int], None]
 ) -> None:
     """Writes features straight to disk: at the paper's size they are 3.2 GB, and a full disk shows at once."""
-    trunk = trunk.to(memory_format=torch.channels_last)  # as the pixels are
     with atomic_file(path) as partial:
         rows = np.lib.format.open_memmap(partial, "w+", np.float32, (len(images), trunk.features))
-        # Decoding in threads runs beside the trunk: Pillow lets go of the interpreter while it works.
-        with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
-            batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-            ahead = deque(pool.submit(_decode, batch, trunk.spec) for batch in batches[:2])
-            for place, batch in enumerate(batches):
-                pixels = ahead.popleft().result()
-                if place + 2 < len(batches):
-                    ahead.append(pool.submit(_decode, batches[place + 2], trunk.spec))
-                start = place * BATCH
-                rows[start : start + len(batch)] = trunk(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
-                advance(len(batch))
+        start = 0
+        for batch in computed_features(trunk, images, device):
+            rows[start : start + len(batch)] = batch
+            start += len(batch)
+            advance(len(batch))
         rows.flush()
         with partial.open("ab") as file:
             file.write(sha256_file(partial).encode())

@@ -1,0 +1,27 @@
+"""What the benchmarks on real corpora share: where the data is, and what a table must say about how it was made."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("dckt", "torch", "torchvision", "gensim", "numpy")
+
+
+def data_folder(parser: argparse.ArgumentParser) -> Path:
+    """The folder of corpora; without it the program ends with a word about it."""
+    return Path(os.environ.get("DCKT_DATA") or parser.error("set DCKT_DATA to the folder of corpora"))
+
+
+def trunk_changes(data: Path, trunk: str) -> list[str]:
+    """The settings of a trunk whose trained weights lie beside the corpora."""
+    return [f"image.trunk={trunk}", f"image.weights={data / 'weights' / trunk}_features.safetensors"]
+
+
+def machine() -> str:
+    """Versions and cores, in one line."""
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"Python {platform.python_version()}, {packages}, {os.cpu_count()} cores"
