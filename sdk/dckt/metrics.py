@@ -1,4 +1,4 @@
-"""Average precision and MAP: exact, fast, and honest about ties.
+"""Average precision, MAP and precision by recall: exact, fast, and honest about ties.
 
 Shape letters: Q queries, N items, D width. The definition of methods in cross-media retrieval: AP of a query
 is the mean, over the relevant items, of the precision at each one's rank; MAP is the mean over queries.
@@ -6,26 +6,38 @@ is the mean, over the relevant items, of the precision at each one's rank; MAP i
 Vectors of class probabilities tie often, and the order within ties alone can move MAP by several tenths. So
 AP is its **expectation** over a random order within each tie, beside the lowest and the highest value that
 any order gives. Scores tie when they are equal as float32.
+
+Work is spread over the cores, or over as many as ``OMP_NUM_THREADS`` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dckt.errors import ConfigError, ItemError
-
-Float64Array = NDArray[np.float64]
-Float32Array = NDArray[np.float32]
-BoolArray = NDArray[np.bool_]
+from dckt.ranking import (
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    average_precision_bounds,
+    average_precision_within,
+    interpolated_precision,
+)
 
 # Scores handled at once: a matrix product wants many queries, a sort working memory that stays in the cache.
 _PRODUCT, _SORT = 1 << 23, 1 << 17
+_FEWEST_PARTS = 8  # fewer sorts, together about ten milliseconds, are not worth threads
+
+# Saturated class probabilities have products far below 1e-38, and subnormal numbers slow a processor down up to a
+# hundredfold. So both factors of a product carry this power of two, which changes no other bit of it.
+_SCALE = 2.0**60
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,32 @@ class MAPResult:
     without_relevant: int
     definition: str
     per_query: Float64Array = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class LabelMAP:
+    """Mean average precision of the queries of one label.
+
+    Attributes:
+        map: mean of their AP.
+        queries: how many they are.
+    """
+
+    map: float
+    queries: int
+
+
+@dataclass(frozen=True)
+class PrecisionRecallCurve:
+    """Mean interpolated precision by recall.
+
+    Attributes:
+        recall: (P,) float64, evenly from 0 to 1.
+        precision: (P,) float64, the mean over queries at each level of recall.
+    """
+
+    recall: Float64Array
+    precision: Float64Array
 
 
 @dataclass(frozen=True)
@@ -114,7 +152,19 @@ def average_precision(scores: ArrayLike, relevant: ArrayLike, *, cut: int | None
             "expected two arrays (queries, items), the second of bool"
         )
     _check_cut(cut)
-    return _ap(scores.astype(np.float32, copy=False), relevant, cut)
+    scores = scores.astype(np.float32, copy=False)
+    bad = np.isnan(scores).any(axis=1)
+    if bad.any():
+        raise ItemError(f"scores hold NaN in rows {np.flatnonzero(bad)[:10].tolist()}")
+    if not scores.size:
+        return APResult(*np.zeros((3, len(scores))))
+    chunks = _chunks(len(scores), scores.shape[1], _SORT)
+    bounds = _spread(
+        lambda some, hits: _bounds(some.copy(), hits, cut),
+        [scores[rows] for rows in chunks],
+        [relevant[rows] for rows in chunks],
+    )
+    return APResult(*np.concatenate(bounds).T)
 
 
 def mean_average_precision(
@@ -145,34 +195,22 @@ def mean_average_precision(
         ConfigError: ``cut`` is below 1.
     """
     _check_cut(cut)
-    query_rows, query_codes, item_rows, item_codes = _checked(queries, query_labels, items, item_labels)
-    if exclude_self and len(query_rows) != len(item_rows):
-        raise ItemError(
-            f"exclude_self with {len(query_rows)} queries and {len(item_rows)} items; they must be the same things"
-        )
-    unique, place = _unique_rows(item_rows)
-    parts = []
-    for rows in _chunks(len(query_rows), len(item_rows), _PRODUCT):
-        scores = query_rows[rows] @ unique.T
-        if len(unique) < len(item_rows):  # else both are in the same order
-            scores = scores[:, place]
-        relevant = query_codes[rows, None] == item_codes
-        if exclude_self:
-            own = np.arange(len(query_rows))[rows]
-            # Behind everything else, and irrelevant: without effect.
-            scores[np.arange(len(own)), own] = -np.inf
-            relevant[np.arange(len(own)), own] = False
-        parts.append(_ap(scores, relevant, cut))
-    result = _joined(parts)
-    answers = np.bincount(item_codes, minlength=query_codes.max() + 1)[query_codes] - exclude_self
+    comparison = _checked(queries, query_labels, items, item_labels)
+    asked, found = comparison.query_codes, comparison.item_codes
+    if exclude_self and len(asked) != len(found):
+        raise ItemError(f"exclude_self with {len(asked)} queries and {len(found)} items; they must be the same things")
+    expected, lowest, highest = _measured(
+        comparison, lambda scores, relevant: _bounds(scores, relevant, cut), exclude_self=exclude_self
+    ).T
+    answers = np.bincount(found, minlength=asked.max() + 1)[asked] - exclude_self
     return MAPResult(
-        map=float(result.expected.mean()),
-        lowest=float(result.lowest.mean()),
-        highest=float(result.highest.mean()),
-        queries=len(query_rows),
+        map=float(expected.mean()),
+        lowest=float(lowest.mean()),
+        highest=float(highest.mean()),
+        queries=len(asked),
         without_relevant=int((answers == 0).sum()),
         definition=_definition(cut, exclude_self),
-        per_query=result.expected,
+        per_query=expected,
     )
 
 
@@ -193,6 +231,61 @@ def cross_media_map(image: ArrayLike, text: ArrayLike, labels: ArrayLike, *, cut
         image_to_text=mean_average_precision(image, labels, text, labels, cut=cut),
         text_to_image=mean_average_precision(text, labels, image, labels, cut=cut),
     )
+
+
+def precision_recall_curve(
+    queries: ArrayLike, query_labels: ArrayLike, items: ArrayLike, item_labels: ArrayLike, *, points: int = 11
+) -> PrecisionRecallCurve:
+    """Interpolated precision at even levels of recall, the mean over queries, ranked and judged as for MAP.
+
+    A query's precision and recall are taken after each different score, so that a tie counts as a whole and the order
+    within it has no say. Interpolated precision at a level is the highest precision at that recall or a higher one. A
+    query without a relevant item counts as 0.
+
+    >>> curve = precision_recall_curve([[1, 0]], ["a"], [[1, 0], [1, 1], [0, 1]], ["a", "b", "a"], points=3)
+    >>> curve.recall.tolist(), curve.precision.round(4).tolist()
+    ([0.0, 0.5, 1.0], [1.0, 1.0, 0.6667])
+
+    Args:
+        queries: see :func:`mean_average_precision`, also for the next three.
+        query_labels: of the queries.
+        items: what is ranked.
+        item_labels: of the items.
+        points: how many levels of recall, from 0 to 1.
+
+    Raises:
+        ItemError: see :func:`mean_average_precision`.
+        ConfigError: ``points`` is below 2.
+    """
+    if points < 2:
+        raise ConfigError(f"points is {points}; expected at least 2, for the levels 0 and 1")
+    curves = _measured(
+        _checked(queries, query_labels, items, item_labels),
+        lambda scores, relevant: interpolated_precision(scores, relevant, points),
+    )
+    return PrecisionRecallCurve(recall=np.linspace(0, 1, points), precision=curves.mean(axis=0))
+
+
+def map_per_label(per_query: ArrayLike, labels: ArrayLike) -> dict[Any, LabelMAP]:
+    """MAP of each label's queries, the labels in rising order.
+
+    Args:
+        per_query: (Q,) AP of each query.
+        labels: (Q,) label of each query, integers or strings; the keys of what is returned.
+
+    Raises:
+        ItemError: not one label for each query.
+    """
+    values, names = np.asarray(per_query, dtype=np.float64), np.asarray(labels)
+    if values.ndim != 1 or names.shape != values.shape:
+        raise ItemError(f"labels {names.shape} for per_query {values.shape}; expected one label for each query")
+    different, codes = np.unique(names, return_inverse=True)
+    counts = np.bincount(codes, minlength=different.size)
+    means = np.bincount(codes, weights=values, minlength=different.size) / counts
+    return {
+        label: LabelMAP(map=mean, queries=count)
+        for label, mean, count in zip(different.tolist(), means.tolist(), counts.tolist(), strict=True)
+    }
 
 
 def bootstrap_interval(
@@ -221,106 +314,87 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-# --- ranking --------------------------------------------------------------------------------------------------
+# --- over all queries -----------------------------------------------------------------------------------------
 
 
-def _ap(scores: Float32Array, relevant: BoolArray, cut: int | None) -> APResult:
-    bad = np.isnan(scores).any(axis=1)
-    if bad.any():
-        raise ItemError(f"scores hold NaN in rows {np.flatnonzero(bad)[:10].tolist()}")
-    if scores.shape[1] == 0:
-        return APResult(*np.zeros((3, len(scores))))
-    chunks = _chunks(len(scores), scores.shape[1], _SORT)
-    return _joined([_chunk_ap(scores[rows], relevant[rows], cut) for rows in chunks])
+@dataclass(frozen=True)
+class _Comparison:
+    """What is compared with what: rows of length :data:`_SCALE` or 0, and labels as numbers."""
+
+    queries: Float32Array
+    query_codes: NDArray[np.intp]
+    items: Float32Array
+    item_codes: NDArray[np.intp]
 
 
-def _chunk_ap(scores: Float32Array, relevant: BoolArray, cut: int | None) -> APResult:
+def _measured(
+    comparison: _Comparison, measure: Callable[[Float32Array, BoolArray], Float64Array], *, exclude_self: bool = False
+) -> Float64Array:
+    """What ``measure`` says of each query, (Q, ...), given the cosines and the relevance (q, N) of a few at a time.
+
+    It may overwrite the cosines.
+    """
+    items, item_codes = comparison.items, comparison.item_codes
+    first = _first_of_equals(items)
+    copies = np.flatnonzero(first != np.arange(len(items)))
+    queries, codes = comparison.queries, comparison.query_codes
+    asked = again = np.arange(len(queries))
+    if not exclude_self:  # then queries with one vector and one label have one result
+        vector_and_label = _first_of_equals(queries) * (codes.max() + 1) + codes
+        _, asked, again = np.unique(vector_and_label, return_index=True, return_inverse=True)
+        queries, codes = queries[asked], codes[asked]
+
+    def measured(scores: Float32Array, start: int) -> Float64Array:
+        rows = slice(start, start + len(scores))
+        scores *= np.float32(_SCALE**-2)
+        scores[:, copies] = scores[:, first[copies]]  # BLAS may score equal rows one bit apart
+        relevant = codes[rows, None] == item_codes
+        if exclude_self:
+            own = np.arange(len(scores)), asked[rows]
+            scores[own] = -1.5  # behind everything else, and irrelevant: without effect
+            relevant[own] = False
+        return measure(scores, relevant)
+
+    parts: list[Float64Array] = []
+    for slab in _chunks(len(queries), len(items), _PRODUCT):
+        product = queries[slab] @ items.T  # on BLAS's own threads, and so not spread as what follows
+        chunks = _chunks(len(product), len(items), _SORT)
+        parts += _spread(measured, [product[rows] for rows in chunks], [slab.start + rows.start for rows in chunks])
+    return np.concatenate(parts)[again]
+
+
+def _bounds(scores: Float32Array, relevant: BoolArray, cut: int | None) -> Float64Array:
     if cut is None:
-        return _ap_of_groups(_sorted_keys(scores, relevant, np.zeros((1, 1), np.bool_)))
-    order = np.arange(scores.shape[1])[None]
-    expected, lowest, highest = (
-        _ap_within(_sorted_keys(scores, relevant, tie_break), cut) for tie_break in (order, relevant, ~relevant)
-    )
-    return APResult(expected, lowest, highest)
+        return average_precision_bounds(scores, relevant)
+    return average_precision_within(scores, relevant, cut)
 
 
-def _sorted_keys(scores: Float32Array, relevant: BoolArray, tie_break: NDArray[Any]) -> NDArray[np.int64]:
-    """Score, tie-break and relevance packed into one integer: sorting it is several times faster than argsort.
-
-    Bits 32 to 63 fall as the score rises, bits 1 to 31 are the tie-break, bit 0 is the relevance.
-    """
-    bits = (np.float32(0) - scores).view(np.int32)  # this way round -0.0 and 0.0 become one
-    bits ^= (bits >> 31) & 0x7FFFFFFF  # the order of floats, as integers
-    keys = bits.astype(np.int64)
-    keys <<= 32
-    keys |= tie_break.astype(np.int64) << 1
-    keys |= relevant
-    keys.sort(axis=1)
-    return keys
+def _chunks(queries: int, items: int, size: int) -> Sequence[slice]:
+    """Slices of the queries, each of at most ``size`` scores, or one query."""
+    step = max(1, size // items)
+    return [slice(start, start + step) for start in range(0, queries, step)]
 
 
-def _ap_within(keys: NDArray[np.int64], cut: int) -> Float64Array:
-    hit = keys[:, :cut] & 1
-    precision = hit.cumsum(axis=1) / np.arange(1, hit.shape[1] + 1)
-    return np.asarray((precision * hit).sum(axis=1) / np.maximum(hit.sum(axis=1), 1))
+def _spread(function: Callable[..., Float64Array], *arguments: Sequence[Any]) -> list[Float64Array]:
+    """``list(map(function, *arguments))``, on several threads: NumPy lets go of the interpreter in its loops."""
+    workers = _threads()
+    if workers == 1 or len(arguments[0]) < _FEWEST_PARTS:
+        return list(map(function, *arguments))
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, *arguments))
 
 
-def _ap_of_groups(keys: NDArray[np.int64]) -> APResult:
-    """AP over the full list, from the groups of tied items that hold a relevant one.
-
-    Let a group have n items, r of them relevant, with n0 items and r0 relevant ones before it. Its i-th place
-    holds a relevant item with probability r / n, and if it does, then c (i - 1) of the places before it in the
-    group do on average, with c = (r - 1) / (n - 1). So the group adds (r / n) times the sum over i = 1..n of
-    (r0 + 1 + c (i - 1)) / (n0 + i). That sum, and those of the two extreme orders, have closed forms in the
-    harmonic numbers H.
-    """
-    rows, width = keys.shape
-    flat = keys.ravel()
-    hit = np.flatnonzero((flat & 1).astype(np.bool_))
-    score = flat >> 32
-    first = np.append(True, score[1:] != score[:-1])
-    first[::width] = True
-    start = np.flatnonzero(first)
-    group = np.searchsorted(start, hit, side="right") - 1
-    first_hit = np.flatnonzero(np.diff(group, prepend=-1))  # of each group that has one, as a place in `hit`
-    group = group[first_hit]
-
-    r = np.diff(first_hit, append=hit.size)
-    n = np.append(start, flat.size)[group + 1] - start[group]
-    row, n0 = np.divmod(start[group], width)
-    total = np.bincount(row, weights=r, minlength=rows)
-    r0 = first_hit - (total.cumsum() - total)[row]
-    harmonic = _harmonic(width)
-
-    def step(begin: NDArray[np.int64], length: NDArray[np.int64]) -> Float64Array:
-        difference: Float64Array = (harmonic[begin + length] - harmonic[begin]).astype(np.float64)
-        return difference
-
-    def ap(sums: Float64Array) -> Float64Array:
-        mean: Float64Array = np.bincount(row, weights=sums, minlength=rows) / np.maximum(total, 1)
-        return mean
-
-    c = (r - 1) / np.maximum(n - 1, 1)
-    skipped = n0 + n - r
-    return APResult(
-        expected=ap(r / n * (c * n + (r0 + 1 - c - c * n0) * step(n0, n))),
-        lowest=ap(r + (r0 - skipped) * step(skipped, r)),
-        highest=ap(r + (r0 - n0) * step(n0, r)),
-    )
+def _threads() -> int:
+    """The cores that this process may use, or fewer if ``OMP_NUM_THREADS`` says so."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wanted)) if wanted.isdecimal() and int(wanted) else cores
 
 
-@lru_cache(maxsize=2)
-def _harmonic(count: int) -> NDArray[np.longdouble]:
-    """Harmonic numbers H(0) to H(count), in the widest float there is, because close ones are subtracted."""
-    return np.append(0, (1 / np.arange(1, count + 1, dtype=np.longdouble)).cumsum())
+# --- input ----------------------------------------------------------------------------------------------------
 
 
-# --- input --------------------------------------------------------------------------------------------------
-
-
-def _checked(
-    queries: ArrayLike, query_labels: ArrayLike, items: ArrayLike, item_labels: ArrayLike
-) -> tuple[Float32Array, NDArray[np.intp], Float32Array, NDArray[np.intp]]:
+def _checked(queries: ArrayLike, query_labels: ArrayLike, items: ArrayLike, item_labels: ArrayLike) -> _Comparison:
     query_rows, item_rows = _unit_rows(queries, "queries"), _unit_rows(items, "items")
     if query_rows.shape[1] != item_rows.shape[1]:
         raise ItemError(f"queries have width {query_rows.shape[1]}, items {item_rows.shape[1]}; expected one width")
@@ -335,7 +409,7 @@ def _checked(
             f"labels are {query_names.dtype} for queries and {item_names.dtype} for items; expected one kind"
         )
     codes = np.unique(np.concatenate([query_names, item_names]), return_inverse=True)[1]
-    return query_rows, codes[: len(query_rows)], item_rows, codes[len(query_rows) :]
+    return _Comparison(query_rows, codes[: len(query_rows)], item_rows, codes[len(query_rows) :])
 
 
 def _unit_rows(vectors: ArrayLike, what: str) -> Float32Array:
@@ -347,31 +421,15 @@ def _unit_rows(vectors: ArrayLike, what: str) -> Float32Array:
         raise ItemError(f"{what} hold numbers that are not finite, in rows {bad}")
     wide = rows.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    return (wide / np.where(norms > 0, norms, 1)).astype(np.float32)
+    return (wide / np.where(norms > 0, norms, 1) * _SCALE).astype(np.float32)
 
 
-def _unique_rows(rows: Float32Array) -> tuple[Float32Array, NDArray[np.intp]]:
-    """Different rows, and for each row its place among them. BLAS may score equal rows one bit apart."""
-    plain = np.ascontiguousarray(rows + np.float32(0))
+def _first_of_equals(rows: Float32Array) -> NDArray[np.intp]:
+    """For each row the place of the first one that is equal to it."""
+    plain = np.ascontiguousarray(rows + np.float32(0))  # makes -0.0 0.0
     as_bytes = plain.view(np.dtype((np.void, plain.dtype.itemsize * plain.shape[1]))).ravel()
     _, first, place = np.unique(as_bytes, return_index=True, return_inverse=True)
-    if first.size == len(rows):
-        return plain, np.arange(len(rows))
-    return plain[first], place
-
-
-def _chunks(queries: int, items: int, size: int) -> Sequence[slice]:
-    step = max(1, size // max(1, items))
-    return [slice(start, start + step) for start in range(0, queries, step)]
-
-
-def _joined(parts: Sequence[APResult]) -> APResult:
-    nothing: list[Float64Array] = [np.zeros(0)]
-    return APResult(
-        expected=np.concatenate([part.expected for part in parts] or nothing),
-        lowest=np.concatenate([part.lowest for part in parts] or nothing),
-        highest=np.concatenate([part.highest for part in parts] or nothing),
-    )
+    return np.asarray(first[place])
 
 
 def _check_cut(cut: int | None) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from itertools import pairwise, permutations
+import os
+import threading
+from itertools import groupby, pairwise, permutations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn import metrics as sklearn_metrics
 
 from dckt import metrics
 from dckt.errors import ConfigError, ItemError
@@ -14,7 +16,9 @@ from dckt.metrics import (
     average_precision,
     bootstrap_interval,
     cross_media_map,
+    map_per_label,
     mean_average_precision,
+    precision_recall_curve,
 )
 
 
@@ -35,6 +39,24 @@ def orders(scores: list[float], relevant: list[bool]) -> list[float]:
         for order in permutations(range(len(scores)))
         if all(scores[a] >= scores[b] for a, b in pairwise(order))
     ]
+
+
+def bounds_by_places(scores: np.ndarray, relevant: np.ndarray) -> tuple[float, float, float]:
+    """Expected, lowest and highest AP of one query: a loop over its ties, and over the places of each."""
+    rounded = scores.astype(np.float32)
+    order = np.argsort(-rounded, kind="stable")
+    expected = lowest = highest = 0.0
+    before = hits = 0
+    for _, group in groupby(order, key=lambda place: rounded[place]):
+        tie = list(group)
+        n, r = len(tie), int(relevant[tie].sum())
+        for i in range(1, n + 1):
+            expected += r / n * (hits + 1 + (i - 1) * (r - 1) / max(n - 1, 1)) / (before + i)
+        for t in range(1, r + 1):
+            lowest += (hits + t) / (before + n - r + t)
+            highest += (hits + t) / (before + t)
+        before, hits = before + n, hits + r
+    return expected / max(hits, 1), lowest / max(hits, 1), highest / max(hits, 1)
 
 
 def ap(scores: list[float], relevant: list[bool], cut: int | None = None) -> tuple[float, float, float]:
@@ -124,12 +146,59 @@ def test_cut_against_the_naive_loop(seed: int, items: int, cut: int) -> None:
         assert result.expected[row] == pytest.approx(naive_ap(list(relevant[row][order]), cut), abs=1e-12)
 
 
+SCORES = {
+    "untied": lambda generator, shape: generator.standard_normal(shape) / 8,
+    "tied": lambda generator, shape: generator.integers(-3, 4, size=shape) / 4,
+    "nearly all tied": lambda generator, shape: (generator.random(shape) < 0.02) * 0.5,
+    "zeros of both signs": lambda generator, shape: generator.choice([0.0, -0.0, 1.0, -1.0], size=shape),
+    "subnormal": lambda generator, shape: generator.integers(-3, 4, size=shape) * 1e-45,
+    "around 2": lambda generator, shape: 2 + generator.integers(-2, 3, size=shape) * 1e-7,
+    "around -2": lambda generator, shape: -2 + generator.integers(-2, 3, size=shape) * 1e-7,
+    "large": lambda generator, shape: generator.standard_normal(shape).round(1) * 1e30,
+    "infinite": lambda generator, shape: generator.choice([-np.inf, -1.0, 0.0, np.inf], size=shape),
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), items=st.integers(1, 80), share=st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+def test_bounds_against_a_loop_over_places(kind: str, seed: int, items: int, share: float) -> None:
+    generator = np.random.default_rng(seed)
+    scores = SCORES[kind](generator, (5, items)).astype(np.float32)
+    relevant = generator.random(scores.shape) < share
+    result = average_precision(scores, relevant)
+    truth = [bounds_by_places(*row) for row in zip(scores, relevant, strict=True)]
+    np.testing.assert_allclose(np.stack([result.expected, result.lowest, result.highest], axis=1), truth, atol=1e-12)
+
+
+@pytest.mark.parametrize("cut", [None, 7])
+def test_scores_of_any_size_take_the_same_path_or_the_same_values(cut: int | None) -> None:
+    """Scores outside (-2, 2) have wider keys. A power of two keeps order and ties, so nothing else may change."""
+    generator = np.random.default_rng(7)
+    scores = (generator.standard_normal((20, 300)) / 8).round(2).astype(np.float32)
+    relevant = generator.random(scores.shape) < 0.2
+    small = average_precision(scores, relevant, cut=cut)
+    large = average_precision(scores * np.float32(1024), relevant, cut=cut)
+    for name in ("expected", "lowest", "highest"):
+        np.testing.assert_array_equal(getattr(small, name), getattr(large, name))
+
+
+def test_the_callers_scores_stay() -> None:
+    scores, relevant = np.array([[0.5, -0.5, 0.0]], dtype=np.float32), np.array([[True, False, True]])
+    average_precision(scores, relevant)
+    average_precision(scores, relevant, cut=2)
+    assert scores.tolist() == [[0.5, -0.5, 0.0]]
+    assert relevant.tolist() == [[True, False, True]]
+
+
 def test_untied_against_sklearn() -> None:
     generator = np.random.default_rng(0)
     scores = np.stack([generator.permutation(3000) for _ in range(5)]).astype(np.float32) - 1500
     relevant = generator.random(scores.shape) < 0.1
     result = average_precision(scores, relevant)
-    expected = [average_precision_score(hit, score) for hit, score in zip(relevant, scores, strict=True)]
+    expected = [
+        sklearn_metrics.average_precision_score(hit, score) for hit, score in zip(relevant, scores, strict=True)
+    ]
     np.testing.assert_allclose(result.expected, expected, atol=1e-9, rtol=0)
     np.testing.assert_allclose(result.lowest, expected, atol=1e-9, rtol=0)
     np.testing.assert_allclose(result.highest, expected, atol=1e-9, rtol=0)
@@ -140,19 +209,9 @@ def test_large_ties_against_the_sum_over_places() -> None:
     generator = np.random.default_rng(1)
     scores = np.sort(generator.integers(20_000, size=60_000)).astype(np.float32)[::-1].copy()
     relevant = generator.random(scores.size) < 0.3
-    expected = lowest = highest = 0.0
-    start = hits = 0
-    for end in [*(np.flatnonzero(np.diff(scores)) + 1), scores.size]:
-        n, r = end - start, int(relevant[start:end].sum())
-        i = np.arange(1, n + 1)
-        expected += (r / n * (hits + 1 + (i - 1) * (r - 1) / max(n - 1, 1)) / (start + i)).sum()
-        t = np.arange(1, r + 1)
-        lowest += ((hits + t) / (end - r + t)).sum()
-        highest += ((hits + t) / (start + t)).sum()
-        start, hits = end, hits + r
     result = average_precision([scores], [relevant])
     got = [float(value[0]) for value in (result.expected, result.lowest, result.highest)]
-    assert got == pytest.approx([expected / hits, lowest / hits, highest / hits], abs=1e-11)
+    assert got == pytest.approx(bounds_by_places(scores, relevant), abs=1e-11)
     assert got[1] < got[0] < got[2]
 
 
@@ -173,17 +232,70 @@ def test_random_vectors_approach_the_class_share() -> None:
     assert np.mean(maps) == pytest.approx(chance, abs=0.005)
 
 
+def vectors_with_copies(seed: int, rows: int) -> np.ndarray:
+    """Vectors of which several are equal, some are zero, and zeros have both signs."""
+    generator = np.random.default_rng(seed)
+    different = generator.standard_normal((max(1, rows // 3), 6))
+    different[generator.random(different.shape) < 0.2] = 0
+    different[0] = 0
+    chosen = different[generator.integers(len(different), size=rows)]
+    return np.where((chosen == 0) & (generator.random(chosen.shape) < 0.5), -0.0, chosen)
+
+
 @pytest.mark.parametrize("cut", [None, 5])
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, cut: int | None) -> None:
-    generator = np.random.default_rng(3)
-    labels = generator.integers(3, size=30)
-    image, text = generator.standard_normal((30, 4)).round(), generator.standard_normal((30, 4)).round()
-    whole = mean_average_precision(image, labels, text, labels, cut=cut)
-    monkeypatch.setattr(metrics, "_PRODUCT", 70)
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, cut: int | None, exclude_self: bool) -> None:
+    labels = np.random.default_rng(3).integers(3, size=30)
+    image, text = vectors_with_copies(1, 30), vectors_with_copies(2, 30)
+    whole = mean_average_precision(image, labels, text, labels, cut=cut, exclude_self=exclude_self)
+    monkeypatch.setattr(metrics, "_PRODUCT", 130)
     monkeypatch.setattr(metrics, "_SORT", 31)
-    in_parts = mean_average_precision(image, labels, text, labels, cut=cut)
+    in_parts = mean_average_precision(image, labels, text, labels, cut=cut, exclude_self=exclude_self)
     np.testing.assert_allclose(in_parts.per_query, whole.per_query, atol=1e-12)
     assert (in_parts.lowest, in_parts.highest) == pytest.approx((whole.lowest, whole.highest))
+
+
+@pytest.mark.parametrize("cut", [None, 5])
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, cut: int | None) -> None:
+    labels = np.random.default_rng(4).integers(5, size=200)
+    image, text = vectors_with_copies(3, 200), vectors_with_copies(4, 200)
+    used = set()
+    bounds = metrics._bounds
+
+    def spy(*arguments: object) -> np.ndarray:
+        used.add(threading.current_thread())
+        return bounds(*arguments)
+
+    monkeypatch.setattr(metrics, "_bounds", spy)
+    monkeypatch.setattr(metrics, "_SORT", 1000)
+    results = {}
+    for threads in (1, 4):
+        used.clear()
+        monkeypatch.setattr(metrics, "_threads", lambda threads=threads: threads)
+        of_vectors = mean_average_precision(image, labels, text, labels, cut=cut)
+        of_scores = average_precision(image @ text.T, labels[:, None] == labels, cut=cut)
+        assert (threading.main_thread() in used) == (threads == 1)
+        results[threads] = [
+            of_vectors.per_query, of_vectors.lowest, of_vectors.highest,
+            of_scores.expected, of_scores.lowest, of_scores.highest,
+        ]  # fmt: skip
+    for one, four in zip(results[1], results[4], strict=True):
+        np.testing.assert_array_equal(one, four)
+
+
+def test_little_work_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_threads", lambda: 4)
+    monkeypatch.setattr(metrics, "ThreadPoolExecutor", None)
+    assert mean_average_precision(np.eye(9), range(9), np.eye(9), range(9)).map == 1
+
+
+def test_threads_are_the_cores_unless_fewer_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
+    for wanted, threads in [("", 3), ("2", 2), ("64", 3), ("0", 3), ("no", 3)]:
+        monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+        assert metrics._threads() == threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert metrics._threads() == 3
 
 
 # --- MAP over vectors ---------------------------------------------------------------------------------------------
@@ -230,6 +342,50 @@ def test_copies_among_other_vectors() -> None:
         truth = average_precision(cosine[:, place], query_labels[:, None] == item_labels, cut=cut)
         np.testing.assert_allclose(result.per_query, truth.expected, atol=1e-9)
         assert (result.lowest, result.highest) == pytest.approx((truth.lowest.mean(), truth.highest.mean()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    queries=st.integers(1, 40),
+    items=st.integers(1, 60),
+    classes=st.integers(1, 50),
+    cut=st.sampled_from([None, 4]),
+)
+def test_repeated_queries_and_items(seed: int, queries: int, items: int, classes: int, cut: int | None) -> None:
+    """Equal queries are computed once: each must have what it has alone, for its own label."""
+    generator = np.random.default_rng(seed)
+    asked, ranked = vectors_with_copies(seed, queries), vectors_with_copies(seed + 1, items)
+    asked_labels, ranked_labels = generator.integers(classes, size=queries), generator.integers(classes, size=items)
+    result = mean_average_precision(asked, asked_labels, ranked, ranked_labels, cut=cut)
+    lengths = [np.where(norm > 0, norm, 1) for norm in (np.linalg.norm(v, axis=1) for v in (asked, ranked))]
+    # One product for each pair, so that equal pairs have equal cosines.
+    cosine = (asked[:, None] * ranked).sum(axis=2) / lengths[0][:, None] / lengths[1]
+    truth = [
+        average_precision(row[None], (ranked_labels == label)[None], cut=cut)
+        for row, label in zip(cosine, asked_labels, strict=True)
+    ]
+    np.testing.assert_allclose(result.per_query, [each.expected[0] for each in truth], atol=1e-12)
+    assert result.lowest == pytest.approx(np.mean([each.lowest for each in truth]))
+    assert result.highest == pytest.approx(np.mean([each.highest for each in truth]))
+
+
+@pytest.mark.parametrize("cut", [None, 6])
+def test_exclude_self_against_taking_it_away(cut: int | None) -> None:
+    vectors, labels = vectors_with_copies(8, 60), np.random.default_rng(8).integers(4, size=60)
+    result = mean_average_precision(vectors, labels, vectors, labels, cut=cut, exclude_self=True)
+    for place, value in enumerate(result.per_query):
+        others = np.arange(60) != place
+        alone = mean_average_precision(vectors[[place]], labels[[place]], vectors[others], labels[others], cut=cut)
+        assert value == pytest.approx(alone.map, abs=1e-12)
+
+
+def test_products_below_the_smallest_normal_number_count() -> None:
+    """Saturated probabilities: a hundred products of 1e-46 each are a cosine of 1e-44, which float32 can hold."""
+    query, near, far = np.zeros((3, 102))
+    query[0] = near[1] = far[1] = 1
+    query[2:] = near[2:] = 1e-23
+    assert mean_average_precision([query], [0], [far, near], [1, 0]).map == 1
 
 
 def test_zero_vector_is_similar_to_nothing() -> None:
@@ -287,6 +443,72 @@ def test_definition_says_what_was_computed() -> None:
     assert "MAP@50" in mean_average_precision(np.eye(2), [0, 1], np.eye(2), [0, 1], cut=50).definition
 
 
+# --- by recall and by label ----------------------------------------------------------------------------------------
+
+
+def test_precision_by_recall_of_ranks_1_3_6() -> None:
+    items = np.stack([np.cos(np.arange(6) / 10), np.sin(np.arange(6) / 10)], axis=1)
+    curve = precision_recall_curve([[1, 0]], [1], items, [1, 0, 1, 0, 0, 1])
+    # Recall 1/3 is reached at rank 1, 2/3 at rank 3, all at rank 6.
+    np.testing.assert_allclose(curve.recall, np.arange(11) / 10)
+    np.testing.assert_allclose(curve.precision, [1] * 4 + [2 / 3] * 3 + [1 / 2] * 4)
+
+
+def test_precision_at_a_recall_is_the_best_from_there_on() -> None:
+    items = np.stack([np.cos(np.arange(5) / 10), np.sin(np.arange(5) / 10)], axis=1)
+    curve = precision_recall_curve([[1, 0]], [1], items, [0, 1, 0, 1, 1], points=4)
+    np.testing.assert_allclose(curve.precision, [3 / 5] * 4)  # after 1/2 and 2/4 comes 3/5
+
+
+def test_precision_by_recall_takes_a_tie_as_a_whole() -> None:
+    tied = np.ones((4, 2))
+    for labels in ([1, 0, 0, 0], [0, 0, 0, 1]):
+        np.testing.assert_allclose(precision_recall_curve([[1, 0]], [1], tied, labels).precision, [1 / 4] * 11)
+
+
+@pytest.mark.parametrize("points", [2, 11, 101])
+def test_precision_by_recall_against_sklearn(points: int) -> None:
+    queries, items = vectors_with_copies(5, 20), vectors_with_copies(6, 90)
+    generator = np.random.default_rng(9)
+    query_labels, item_labels = generator.integers(6, size=20), generator.integers(5, size=90)
+    query_labels[:2] = 5  # no item has it
+    curve = precision_recall_curve(queries, query_labels, items, item_labels, points=points)
+    expected = np.zeros((20, points))
+    lengths = np.linalg.norm(items, axis=1)
+    for row, (query, label) in enumerate(zip(queries, query_labels, strict=True)):
+        if label < 5:
+            cosine = (query * items).sum(axis=1) / np.where(lengths > 0, lengths, 1)
+            precision, recall, _ = sklearn_metrics.precision_recall_curve(
+                item_labels == label, cosine.astype(np.float32)
+            )
+            for point, level in enumerate(np.linspace(0, 1, points)):
+                expected[row, point] = precision[:-1][recall[:-1] >= level - 1e-9].max()  # the last point is made up
+    np.testing.assert_allclose(curve.precision, expected.mean(axis=0), atol=1e-12)
+    assert (np.diff(curve.precision) <= 0).all()
+
+
+def test_map_per_label() -> None:
+    values = map_per_label([0.5, 1.0, 0.0, 0.25], ["dog", "cat", "dog", "ox"])
+    assert list(values) == ["cat", "dog", "ox"]
+    assert {label: (value.map, value.queries) for label, value in values.items()} == {
+        "cat": (1.0, 1),
+        "dog": (0.25, 2),
+        "ox": (0.25, 1),
+    }
+    assert map_per_label(np.array([1.0]), np.array([7])) == {7: metrics.LabelMAP(map=1.0, queries=1)}
+    assert map_per_label([], []) == {}
+
+
+def test_map_per_label_adds_up_to_map() -> None:
+    labels = np.random.default_rng(10).integers(4, size=50)
+    result = mean_average_precision(vectors_with_copies(7, 50), labels, vectors_with_copies(8, 50), labels)
+    values = map_per_label(result.per_query, labels).values()
+    assert sum(value.map * value.queries for value in values) / 50 == pytest.approx(result.map)
+
+
+# --- intervals ------------------------------------------------------------------------------------------------------
+
+
 def test_bootstrap() -> None:
     values = np.random.default_rng(5).random(400)
     low, high = bootstrap_interval(values)
@@ -322,8 +544,7 @@ def test_bad_scores(scores: object, relevant: object) -> None:
         average_precision(scores, relevant)  # type: ignore[arg-type]
 
 
-def test_nan_names_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_SORT", 1)
+def test_nan_names_its_row() -> None:
     with pytest.raises(ItemError, match=r"\[2\]"):
         average_precision([[1.0], [1.0], [np.nan]], [[True]] * 3)
 
@@ -356,6 +577,10 @@ def test_bad_options() -> None:
         average_precision([[1.0]], [[True]], cut=-1)
     with pytest.raises(ItemError, match="exclude_self"):
         mean_average_precision(np.eye(2), [0, 1], np.eye(2)[:1], [0], exclude_self=True)
+    with pytest.raises(ConfigError, match="points is 1"):
+        precision_recall_curve(np.eye(2), [0, 1], np.eye(2), [0, 1], points=1)
+    with pytest.raises(ItemError, match="one label for each query"):
+        map_per_label([0.5, 1.0], ["cat"])
     with pytest.raises(ConfigError, match="share"):
         bootstrap_interval([1.0], share=1.0)
     with pytest.raises(ConfigError, match="samples 0"):
