@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check lint types imports pytest bench-transfer bench-synthetic clean
+.PHONY: demo test check lint types imports pytest bench-transfer bench-synthetic bench-ablations bench-training bench-evaluation clean
 
 demo: $(VENV)/.export
 	$(BIN)/python docs/examples/demo.py
@@ -35,6 +35,15 @@ bench-transfer: $(VENV)/.export
 
 bench-synthetic: $(VENV)/.export
 	$(BIN)/python benchmarks/synthetic.py
+
+bench-ablations: $(VENV)/.export
+	$(BIN)/python benchmarks/ablations.py
+
+bench-training: $(VENV)/.export
+	$(BIN)/python benchmarks/training.py
+
+bench-evaluation: $(VENV)/.dev
+	$(BIN)/python benchmarks/evaluation.py
 
 # A stamp file for each set of extras, so that a second call installs nothing.
 $(VENV)/.%: pyproject.toml constraints.txt

@@ -226,3 +226,14 @@ def test_the_form_of_the_momentum(form):
             velocity = 0.9 * velocity + gradient
             weight -= rate * velocity
     torch.testing.assert_close(networks["target"].fc8.linear.weight.detach(), weight, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_same():
+    plain, compiled = setting(torch.float32), setting(torch.float32)
+    first, _ = run(plain[0], plain[1], passes=10)
+    second, _ = run(compiled[0], compiled[1], passes=10, compute=ComputeConfig(compile=True))
+    assert second.terms == pytest.approx(first.terms, rel=1e-4, abs=1e-5)
+    for name, network in plain[0].items():
+        for key, value in network.state_dict().items():
+            torch.testing.assert_close(compiled[0][name].state_dict()[key], value, atol=1e-4, rtol=1e-3, msg=key)

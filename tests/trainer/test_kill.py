@@ -63,7 +63,8 @@ def killed_after(seconds, code):
 def test_twenty_kills_at_random_moments(corpora, cache, small, tmp_path):
     SERVER.set_forkserver_preload(["dckt_trainer.train"])
     settings = [*small, *LONGER]
-    given = {"source": str(corpora / "source"), "target": str(corpora / "target"), "settings": settings, "cache": cache}
+    given = {"source": str(corpora / "source"), "target": str(corpora / "target"), "settings": settings}
+    given["cache"] = repr(cache)
 
     def code(template, out):
         return template.format(**given, out=str(out))

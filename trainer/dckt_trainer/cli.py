@@ -68,7 +68,9 @@ def train_command(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")] = None,
     pretrained_from: Annotated[
         Path | None,
-        typer.Option(help="A run whose pretraining is taken over: same corpora, other [transfer] or [mmd]."),
+        typer.Option(
+            help="A run whose pretraining is taken over: same corpora, other transfer.*, mmd.* or losses.mmd_*."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     cache: Annotated[

@@ -99,11 +99,9 @@ class _SquaredDistances(torch.autograd.Function):
     def forward(context: Any, rows: Tensor) -> Tensor:
         rows = rows.contiguous()
         context.save_for_backward(rows)
-        norms = rows.square().sum(-1)
-        distances = torch.baddbmm(norms[:, :, None] + norms[:, None, :], rows, rows.mT, alpha=-2).clamp_min_(0)
-        # The diagonal is zero but for rounding, and must be it: the kernel there is one.
-        distances.diagonal(dim1=-2, dim2=-1).zero_()
-        return distances
+        products = torch.bmm(rows, rows.mT)
+        norms = products.diagonal(dim1=-2, dim2=-1).clone()  # so the distance of a row to itself is exactly zero
+        return products.mul_(-2).add_(norms[:, :, None]).add_(norms[:, None, :]).clamp_min_(0)
 
     @staticmethod
     def backward(context: Any, *gradients: Any) -> Any:

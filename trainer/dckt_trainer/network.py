@@ -149,6 +149,22 @@ class DomainNetwork(nn.Module):
                 parameter.requires_grad_(not frozen)
                 parameter.grad = None if frozen else torch.zeros_like(parameter)
 
+    def forget_gradients(self) -> None:
+        """Begins a step. Those of weights are large; they are overwritten and not set to zero first."""
+        for module in self.modules():
+            for parameter in module.parameters(recurse=False):
+                if isinstance(module, Linear) and parameter is module.weight:
+                    module.stale = True
+                elif parameter.grad is not None:
+                    parameter.grad.zero_()
+
+    def settle_gradients(self) -> None:
+        """Ends the backward passes of a step: a weight that none of them reached has a gradient of zero."""
+        for module in self.modules():
+            if isinstance(module, Linear) and module.stale and module.weight.grad is not None:
+                module.weight.grad.zero_()
+                module.stale = False
+
     def use_precision(self, low: torch.dtype | None) -> None:
         """Sets the type of the matrix products while training; None is that of the weights."""
         for module in self.modules():

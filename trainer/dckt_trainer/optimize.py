@@ -8,6 +8,7 @@ into one product a layer, which reads the weights once (see :mod:`dckt_trainer.l
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from dckt.errors import TrainingError
 from dckt_trainer import parallel
 from dckt_trainer.config import ComputeConfig, OptimizerConfig
 from dckt_trainer.losses import Batch, Term
-from dckt_trainer.network import DomainNetwork
+from dckt_trainer.network import Activations, DomainNetwork
 from dckt_trainer.pairs import Draw, PairStream
 from dckt_trainer.progress import Advance
 
@@ -138,24 +139,29 @@ def optimize(
     low = LOW[compute.precision]
     scaler = torch.amp.GradScaler(_kind(optimizer), init_scale=FIRST_SCALE, enabled=low == torch.float16)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for domain in domains.values():
+    forwards: dict[str, Callable[[Mapping[str, Tensor]], Activations]] = {}
+    for name, domain in domains.items():
         domain.network.train()
         domain.network.use_precision(low)
+        forwards[name] = _compiled(domain.network) if compute.compile else domain.network
     sums = torch.zeros(len(terms), dtype=torch.float64)
     step = first_step
     for start in range(0, passes, accumulate):
         group = min(accumulate, passes - start)
         of_step = torch.zeros(len(terms), dtype=torch.float64)
-        optimizer.zero_grad(set_to_none=False)
+        for domain in domains.values():
+            domain.network.forget_gradients()
         for folded in _folds(group, compute.fold):
             draws = {name: domain.stream.draw(folded) for name, domain in domains.items()}
-            batches = {name: _batch(domains[name].network, draw) for name, draw in draws.items()}
+            batches = {name: _batch(forwards[name], draw) for name, draw in draws.items()}
             values = torch.stack([term.value(batches) for term in terms])
             total = sum((term.weight * value for term, value in zip(terms, values, strict=True)), values.new_zeros(()))
             if not torch.isfinite(total):
                 raise _not_finite(terms, values, batches, draws, domains, f"{stage}, step {step}")
             torch.autograd.backward(scaler.scale(total * (folded / group)))
             of_step += folded * values.detach().cpu().double()
+        for domain in domains.values():
+            domain.network.settle_gradients()
         parallel.add_gradients(parameters)
         set_rate(optimizer, rate(step), rate(max(step - 1, 0)))
         scaler.step(optimizer)
@@ -169,14 +175,26 @@ def optimize(
     return StepLog(means, weighted, sum(weighted.values()), step - first_step)
 
 
+def _compiled(network: DomainNetwork) -> Callable[[Mapping[str, Tensor]], Activations]:
+    compiled = torch.compile(network)
+
+    def forward(features: Mapping[str, Tensor]) -> Activations:
+        with warnings.catch_warnings():  # the compiler looks at gradients of what has none, and warns of itself
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            activations: Activations = compiled(features)
+            return activations
+
+    return forward
+
+
 def _folds(passes: int, most: int) -> list[int]:
     """So many passes at once, no more than ``most`` (0: all): 10 with 4 are 4, 4, 2."""
     most = most or passes
     return [min(most, passes - start) for start in range(0, passes, most)]
 
 
-def _batch(network: DomainNetwork, draw: Draw) -> Batch:
-    activations = network(draw.features)
+def _batch(forward: Callable[[Mapping[str, Tensor]], Activations], draw: Draw) -> Batch:
+    activations = forward(draw.features)
     if parallel.size() > 1:
         activations = activations.map(parallel.rows_of_all)
     return Batch(activations, draw.labels, draw.weights)
@@ -230,7 +248,7 @@ def _not_finite(
 def _check_weights(domains: Mapping[str, Domain], where: str) -> None:
     for name, domain in domains.items():
         for parameter_name, parameter in domain.network.named_parameters():
-            if not torch.isfinite(parameter).all():
+            if not torch.isfinite(parameter.sum()):  # the sum of finite weights is far below what float32 holds
                 raise TrainingError(
                     f"{where}: weights of the {name} are not finite, first {parameter_name}; lower optimizer.lr"
                 )
