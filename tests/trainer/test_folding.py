@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dckt.errors import TrainingError
 from dckt_trainer.config import ComputeConfig, LossConfig, MmdConfig, OptimizerConfig
 from dckt_trainer.layers import BatchNorm, Linear
 from dckt_trainer.losses import joint_terms
@@ -126,9 +127,8 @@ def test_any_fold_gives_the_same(fold):
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.1), ("float16", 0.025)])
 def test_low_precision_is_near_and_keeps_weights_in_float32(precision, tolerance):
     exact, low = setting(torch.float32, width=64), setting(torch.float32, width=64)
-    run(exact[0], exact[1], passes=ACCUMULATE, rate=1e-30)
+    reference, _ = run(exact[0], exact[1], passes=ACCUMULATE, rate=1e-30)
     log, _ = run(low[0], low[1], passes=ACCUMULATE, rate=1e-30, compute=ComputeConfig(precision=precision))
-    reference, _ = run(*setting(torch.float32, width=64)[:2], passes=ACCUMULATE, rate=1e-30)
     assert log.total == pytest.approx(reference.total, rel=tolerance)
     assert log.total != reference.total  # it is in effect
     for name, network in exact[0].items():
@@ -150,6 +150,26 @@ def test_low_precision_trains_as_well():
         losses[precision] = log.total
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.15)
     assert losses["float16"] == pytest.approx(losses["float32"], rel=0.05)
+
+
+def test_steps_that_overflow_in_float16_are_left_out_and_the_scale_falls(monkeypatch):
+    monkeypatch.setattr("dckt_trainer.optimize.FIRST_SCALE", 2.0**20)
+    networks, streams, _ = setting(torch.float32, width=16)
+    optimizer = sgd(list(networks.values()), OptimizerConfig())
+    compute = ComputeConfig(precision="float16")
+    log, _ = run(networks, streams, passes=40, accumulate=2, compute=compute, optimizer=optimizer)
+    assert 0 < log.skipped < log.steps
+    assert all(torch.isfinite(p).all() for network in networks.values() for p in network.parameters())
+    later, _ = run(networks, streams, passes=40, accumulate=2, compute=compute, optimizer=optimizer)
+    assert later.skipped < log.skipped  # the optimiser carries the scale on
+    assert later.total < log.total
+
+
+def test_float16_that_never_takes_a_step_is_an_error(monkeypatch):
+    monkeypatch.setattr("dckt_trainer.optimize.FIRST_SCALE", 2.0**60)
+    networks, streams, _ = setting(torch.float32, width=16)
+    with pytest.raises(TrainingError, match="every step overflowed in float16"):
+        run(networks, streams, passes=6, accumulate=2, compute=ComputeConfig(precision="float16"))
 
 
 def test_a_weights_gradient_is_written_in_place_and_added_up():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dckt_trainer.config import LossConfig, MmdConfig
-from dckt_trainer.losses import Batch, joint_terms, pair_loss, pretraining_terms, semantic_loss
+from dckt_trainer.losses import Batch, contrastive_loss, joint_terms, pair_loss, pretraining_terms, semantic_loss
 from dckt_trainer.network import DomainNetwork
 
 MEDIA = ("image", "text")
@@ -119,3 +119,21 @@ def test_a_pairs_weight_reaches_its_own_domains_terms_only():
     for name, value in plain.items():
         factor = 3.0 if "/target" in name else 1.0
         assert torch.allclose(weighted[name], factor * value, rtol=1e-4), name
+
+
+def test_strangers_are_pushed_to_the_margin_and_no_farther():
+    first = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    second = torch.tensor([[0.3, 0.4], [3.0, 4.0], [2.0, 4.0]], dtype=torch.float64)
+    same = torch.tensor([0.0, 0.0, 1.0])
+    loss = contrastive_loss(first, second, same, margin=1.5)
+    assert float(loss) == pytest.approx(((1.5 - 0.5) ** 2 + 0 + 5.0) / (2 * 3))
+    loss.backward()
+    assert first.grad[1].tolist() == [0.0, 0.0]  # beyond the margin
+    # away from the stranger: (d - margin) / d * (a - b) / B
+    assert first.grad[0].tolist() == pytest.approx([0.6 / 3, 0.8 / 3])
+    assert first.grad[2].tolist() == pytest.approx([-1 / 3, -2 / 3])  # (a - b) / B
+    pairs = torch.randn(4, 3), torch.randn(4, 3)
+    assert torch.allclose(contrastive_loss(*pairs, torch.ones(4)), pair_loss(*pairs))
+    equal = torch.ones(2, 3, requires_grad=True)
+    contrastive_loss(equal, torch.ones(2, 3), torch.zeros(2)).backward()
+    assert torch.isfinite(equal.grad).all()

@@ -18,9 +18,7 @@ from dckt_trainer.runs import open_run
 STEPS = """
 import sys
 import numpy as np, torch
-from dckt_trainer import parallel, transfer
-from dckt_trainer.checkpoint import load_tensors
-from dckt_trainer.runs import open_run
+from dckt_trainer import parallel
 from dckt_trainer.config import ComputeConfig, LossConfig, MmdConfig, OptimizerConfig
 from dckt_trainer.losses import joint_terms
 from dckt_trainer.network import DomainNetwork
@@ -109,9 +107,7 @@ FIRST_ALONE = """
 import sys, time
 from pathlib import Path
 import torch
-from dckt_trainer import parallel, transfer
-from dckt_trainer.checkpoint import load_tensors
-from dckt_trainer.runs import open_run
+from dckt_trainer import parallel
 done = Path(sys.argv[1])
 with parallel.processes(torch.device("cpu")), parallel.first_alone():
     if parallel.rank():
@@ -173,6 +169,33 @@ def test_two_processes_can_go_on_with_what_one_began(corpora, cache, small, run_
     assert open_run(stopped).complete
     stages = [event["stage"] for event in open_run(stopped).events("metrics")]
     assert stages == [event["stage"] for event in whole.events("metrics")]
+    one, other = (load_tensors(run / "checkpoints" / "joint.safetensors") for run in (whole.path, stopped))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, atol=2e-3, rtol=1e-2, msg=name)
+
+
+BAD_NEWS = """
+import sys
+import torch
+from dckt.errors import ConfigError, TrainingError
+from dckt_trainer import parallel
+with parallel.processes(torch.device("cpu")):
+    try:
+        with parallel.first_alone():
+            if not parallel.rank():
+                raise ConfigError("no such corpus")
+    except TrainingError as error:
+        assert parallel.rank() and "no such corpus" in str(error)
+    except ConfigError:
+        assert not parallel.rank()
+    assert parallel.from_first(lambda: parallel.rank()) == 0
+"""
+
+
+def test_what_stops_the_first_process_is_told_to_the_others(tmp_path):
+    script = tmp_path / "fail.py"
+    script.write_text(BAD_NEWS, encoding="utf-8")
+    launched(2, [sys.executable, str(script)])
 
 
 def stop_in_round_two(config, step):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -187,6 +188,8 @@ app.command("tensorboard", epilog=tensorboard.EXAMPLE)(tensorboard.tensorboard_c
 
 
 def _show(run: Any, *, as_json: bool) -> None:
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first one speaks
+        return
     if as_json:
         typer.echo(json.dumps(run.evaluation, indent=1))
         return

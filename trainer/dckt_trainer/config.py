@@ -82,7 +82,7 @@ class TextConfig:
         max_tokens: words of a text after this many are left out.
         windows: widths of the convolution's windows, in words.
         maps: feature maps for each window; the text vector has ``len(windows) * maps`` numbers.
-        dropout: on the text vector while the CNN learns.
+        dropout: on the text vector while the CNN learns as a classifier.
         cnn_epochs: at most so many passes; the one with the best validation accuracy is kept.
         cnn_batch: texts a step.
         target_cnn: the target's CNN is ``finetuned`` from the source's on target labels, or is the ``source``'s own.
@@ -345,6 +345,14 @@ def dump_config(config: Config) -> str:
         else:
             lines.append(f"{name} = {_toml(value)}")
     return "\n".join([*lines, *sections]) + "\n"
+
+
+def flat_config(config: Config) -> dict[str, Any]:
+    """Every key of a configuration as ``section.key``."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _toml(value: Any) -> str:

@@ -53,6 +53,11 @@ class Linear(nn.Linear):
         product: Tensor = _Product.apply(rows, self.weight, weight, self)
         return product + self.bias
 
+    def forget_copy(self) -> None:
+        """Frees the copy of the weight, and the memory that all layers share."""
+        self._copy = None
+        _scratch.clear()
+
     def take_gradient(self, gradient: Tensor, rows: Tensor) -> None:
         """Adds ``gradient.T @ rows``, of (N, outputs) and (N, inputs), to the weight's gradient, or puts it there."""
         if self.weight.grad is None:

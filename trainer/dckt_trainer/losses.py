@@ -57,6 +57,22 @@ def semantic_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
     return (functional.cross_entropy(rows, labels.flatten(), reduction="none") * weights.flatten()).mean()
 
 
+def contrastive_loss(first: Tensor, second: Tensor, same: Tensor, margin: float = 1.0) -> Tensor:
+    """Caffe's contrastive loss, ``1 / (2 B) * sum [y d^2 + (1 - y) max(margin - d, 0)^2]`` with ``d = |a - b|``.
+
+    DCKT has pairs alone, y = 1, which is :func:`pair_loss`; other methods of the field push strangers apart.
+
+    Args:
+        first: (B, D).
+        second: (B, D).
+        same: (B,) y: 1 where the rows belong together, else 0.
+        margin: strangers farther apart than this are left alone.
+    """
+    squares = (first - second).square().sum(-1)
+    gaps = (margin - squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()).clamp_min(0)
+    return (same * squares + (1 - same) * gaps.square()).sum() / (2 * len(first))
+
+
 def pair_loss(image: Tensor, text: Tensor, weights: Tensor | None = None) -> Tensor:
     """``1 / (2 B) * sum |image_n - text_n|^2`` of two (B, ..., D) activations (eq. 4 to 7), a mean over batches.
 
@@ -83,7 +99,7 @@ def joint_terms(
         media: names of the media.
         weights: one weight a kind of term.
         config: how the MMD terms are estimated.
-        generator: where the ``quadruple`` estimator draws from.
+        generator: where the estimators ``quadruple`` and ``linear`` draw from.
     """
     media = tuple(media)
 

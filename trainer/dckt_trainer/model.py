@@ -84,6 +84,7 @@ def save_network(
         **(encoders or {"trunk": None, "text": None}),
         "inputs": network.inputs,
         "width": network.width,
+        "moving_average": network.average,
         "labels": labels,
     }
     atomic_write(folder / "model.json", json.dumps(shape, indent=1, ensure_ascii=False))
@@ -129,7 +130,7 @@ def load_network(folder: Path) -> DomainNetwork:
 
 
 def _network(shape: Mapping[str, Any], folder: Path) -> DomainNetwork:
-    network = DomainNetwork(shape["inputs"], shape["width"], len(shape["labels"]))
+    network = DomainNetwork(shape["inputs"], shape["width"], len(shape["labels"]), shape["moving_average"])
     network.load_state_dict(load_tensors(folder / "network.safetensors"))
     return network.eval()
 

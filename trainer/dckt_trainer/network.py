@@ -165,6 +165,12 @@ class DomainNetwork(nn.Module):
                 module.weight.grad.zero_()
                 module.stale = False
 
+    def forget_copies(self) -> None:
+        """Frees what training in low precision keeps beside the weights."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.forget_copy()
+
     def use_precision(self, low: torch.dtype | None) -> None:
         """Sets the type of the matrix products while training; None is that of the weights."""
         for module in self.modules():

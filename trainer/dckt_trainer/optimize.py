@@ -1,9 +1,8 @@
 """One loop for every stage that trains networks on loss terms.
 
 The pretraining of a domain and a round of transfer differ in their networks, streams and terms, not in the loop. A
-solver
-step averages the gradients of several forward passes, each with its own statistics and its own MMD; they are folded
-into one product a layer, which reads the weights once (see :mod:`dckt_trainer.layers`).
+solver step averages the gradients of several forward passes, each with its own statistics and its own MMD; they are
+folded into one product a layer, which reads the weights once (see :mod:`dckt_trainer.layers`).
 """
 
 from __future__ import annotations
@@ -46,15 +45,30 @@ class StepLog:
         weighted: the same times the term's weight.
         total: sum of ``weighted``.
         steps: solver steps taken.
+        skipped: of these, steps that overflowed in float16 and were left out.
     """
 
     terms: Mapping[str, float]
     weighted: Mapping[str, float]
     total: float
     steps: int
+    skipped: int = 0
 
 
-def sgd(networks: Sequence[DomainNetwork], config: OptimizerConfig, front_factor: float = 1.0) -> torch.optim.SGD:
+class Solver(torch.optim.SGD):
+    """SGD that carries the scale of the loss with it, which float16 needs and a checkpoint keeps."""
+
+    scaler: torch.amp.GradScaler | None = None
+
+    def scale_for(self, low: torch.dtype | None) -> torch.amp.GradScaler:
+        """The scale as it stands; it does nothing but in float16."""
+        if self.scaler is None:
+            kind = self.param_groups[0]["params"][0].device.type
+            self.scaler = torch.amp.GradScaler(kind, init_scale=FIRST_SCALE, enabled=low == torch.float16)
+        return self.scaler
+
+
+def sgd(networks: Sequence[DomainNetwork], config: OptimizerConfig, front_factor: float = 1.0) -> Solver:
     """SGD with momentum, fused: one pass over memory a step.
 
     Biases, and the scale of the text's normalisation, have their own rate and no decay. Fronts learn ``front_factor``
@@ -78,7 +92,12 @@ def sgd(networks: Sequence[DomainNetwork], config: OptimizerConfig, front_factor
     for group in groups:  # a parameter that no term reaches makes steps too, so that each has its momentum
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    solver = Solver(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.momentum:  # else a first step that float16 skips would leave it as memory happened to be
+        for group in groups:
+            for parameter in group["params"]:
+                solver.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return solver
 
 
 def set_rate(optimizer: torch.optim.SGD, rate: float, before: float) -> None:
@@ -106,7 +125,7 @@ def inv_rate(config: OptimizerConfig, step: int) -> float:
 def optimize(
     domains: Mapping[str, Domain],
     terms: Sequence[Term],
-    optimizer: torch.optim.SGD,
+    optimizer: Solver,
     *,
     passes: int,
     accumulate: int,
@@ -133,11 +152,13 @@ def optimize(
         advance: told after each step how many passes it had, and the means of its terms by kind.
 
     Raises:
-        TrainingError: a term is not finite; the message names it, the stage, the step, the layer and the pairs.
+        TrainingError: a term is not finite; the message names it, the stage, the step, the layer and the pairs. Or
+            every step overflowed in float16.
     """
     compute = compute or ComputeConfig()
     low = LOW[compute.precision]
-    scaler = torch.amp.GradScaler(_kind(optimizer), init_scale=FIRST_SCALE, enabled=low == torch.float16)
+    scaler = optimizer.scale_for(low)
+    skipped = 0
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     forwards: dict[str, Callable[[Mapping[str, Tensor]], Activations]] = {}
     for name, domain in domains.items():
@@ -164,15 +185,19 @@ def optimize(
             domain.network.settle_gradients()
         parallel.add_gradients(parameters)
         set_rate(optimizer, rate(step), rate(max(step - 1, 0)))
+        scale = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
+        skipped += scaler.get_scale() < scale  # this step overflowed in float16, and was left out
         step += 1
         sums += of_step
         advance(group, _by_kind(terms, of_step / group))
+    if skipped and skipped == step - first_step:
+        raise TrainingError(f"{stage}: every step overflowed in float16; use compute.precision bfloat16 or float32")
     _check_weights(domains, f"{stage}, step {step - 1}")
     means = dict(zip([term.name for term in terms], (sums / max(passes, 1)).tolist(), strict=True))
     weighted = {term.name: term.weight * means[term.name] for term in terms}
-    return StepLog(means, weighted, sum(weighted.values()), step - first_step)
+    return StepLog(means, weighted, sum(weighted.values()), step - first_step, skipped)
 
 
 def _compiled(network: DomainNetwork) -> Callable[[Mapping[str, Tensor]], Activations]:
@@ -198,11 +223,6 @@ def _batch(forward: Callable[[Mapping[str, Tensor]], Activations], draw: Draw) -
     if parallel.size() > 1:
         activations = activations.map(parallel.rows_of_all)
     return Batch(activations, draw.labels, draw.weights)
-
-
-def _kind(optimizer: torch.optim.SGD) -> str:
-    kind: str = optimizer.param_groups[0]["params"][0].device.type
-    return kind
 
 
 def _by_kind(terms: Sequence[Term], values: Tensor) -> dict[str, float]:
@@ -232,7 +252,9 @@ def _not_finite(
         for layer, rows in (*inputs, *batch.activations.named()):
             broken = ~torch.isfinite(rows.detach()).all(-1)  # (rows, G); stacked media have B rows each
             if broken.any():
-                places = draw.places.repeat(len(rows) // len(draw.places) or 1, 1)[: len(rows)]
+                whole = len(rows) >= len(draw.places)  # features are this process's own rows only
+                places = draw.places if whole else draw.places[parallel.own_rows(len(draw.places))]
+                places = places.repeat(len(rows) // len(places), 1)
                 ids = [domains[name].stream.pairs.ids[place] for place in sorted(set(places[broken.cpu()].tolist()))]
                 more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
                 found = f"; first in {layer} of the {name}, pairs {', '.join(ids[:NAMED])}{more}"

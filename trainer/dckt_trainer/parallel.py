@@ -8,19 +8,20 @@ one process every function here is the identity.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dckt.errors import ConfigError
+from dckt.errors import ConfigError, TrainingError
 
 # One process may prepare features for hours while the others wait for it.
 PATIENCE = timedelta(days=7)
+T = TypeVar("T")
 
 
 def launched() -> bool:
@@ -69,12 +70,36 @@ def wait() -> None:
 @contextmanager
 def first_alone() -> Iterator[None]:
     """The first process goes through the block while the others wait; then they do, and find what it left on disk."""
-    if rank():
-        wait()
+    if size() == 1:
         yield
         return
-    yield
-    wait()
+    if rank():
+        if failure := _told():
+            raise TrainingError(f"the first process failed: {failure}")
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        _told(str(error) or type(error).__name__)
+        raise
+    _told("")
+
+
+def _told(text: str | None = None) -> str:
+    """What the first process says to the others."""
+    box = [text]
+    dist.broadcast_object_list(box)
+    return box[0] or ""
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, for all."""
+    if size() == 1:
+        return make()
+    box = [None if rank() else make()]
+    dist.broadcast_object_list(box)
+    return cast(T, box[0])
 
 
 def own_rows(batch: int) -> slice:

@@ -5,7 +5,6 @@ A training and its dry run share this, so the one refuses what the other refuses
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ import torch
 from dckt.errors import ConfigError, RunError
 from dckt.preprocessing import tokenizer
 from dckt_trainer import parallel
-from dckt_trainer.config import ComputeConfig, Config, LossConfig, MmdConfig, TransferConfig
+from dckt_trainer.config import ComputeConfig, Config, LossConfig, MmdConfig, TransferConfig, flat_config
 from dckt_trainer.data.corpus import SPLITS, OnBadPair, read_corpus
 from dckt_trainer.data.feature_corpus import AnyCorpus, FeatureCorpus, is_feature_corpus, read_feature_corpus
 from dckt_trainer.losses import joint_terms
@@ -102,6 +101,7 @@ def remake_plan(run: Run, *, device: str, reporter: Reporter) -> Plan:
         RunError: a corpus or the trunk changed since.
     """
     place, config = pick_device(device), run.config
+    _check_batches(config)
     corpora = {}
     for name in DOMAINS:
         facts = run.facts[name]
@@ -150,7 +150,7 @@ def before_joint(config: Config) -> Config:
 
 def config_differences(there: Config, here: Config) -> list[str]:
     """A phrase for each key in which two configurations differ."""
-    one, other = _flat(there), _flat(here)
+    one, other = flat_config(there), flat_config(here)
     return [f"{key} is {one[key]!r} there and {value!r} here" for key, value in other.items() if one[key] != value]
 
 
@@ -270,12 +270,18 @@ def _check_settings(config: Config, *, alone: bool, features: bool) -> None:
             mistakes.append("source.exclude names labels, but there is no source; leave it empty")
     if features and config.text.training == "end_to_end":
         mistakes.append("text.training is 'end_to_end', but ready features have no Word CNN; set it to 'cached'")
-    for section in (config.pretrain, transfer):
-        parallel.own_rows(section.batch)  # refuses one that the processes cannot share
+    _check_batches(config)
+    if transfer.weighting == "soft" and (transfer.stratified or transfer.draws == "frozen"):
+        mistakes.append("transfer.weighting is 'soft', which draws nothing; leave out transfer.stratified and .draws")
     if transfer.rounds and not joint_terms(MEDIA, config.losses, config.mmd):
         mistakes.append("every weight in [losses] is 0, so a round would minimise nothing; give one, or --rounds 0")
     if mistakes:
         raise ConfigError("\n  ".join(["the settings do not go together:", *mistakes]) if mistakes[1:] else mistakes[0])
+
+
+def _check_batches(config: Config) -> None:
+    for section in (config.pretrain, config.transfer):
+        parallel.own_rows(section.batch)  # refuses one that the processes cannot share
 
 
 def _with_paths(config: Config, *, features: bool) -> Config:
@@ -353,13 +359,3 @@ def _facts(path: str | Path, corpus: AnyCorpus, on_bad_pair: OnBadPair) -> dict[
         "pairs": {part: len(corpus.part(part)) for part in SPLITS},
         "classes": len(corpus.labels),
     }
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    """Every key of a configuration as ``section.key``."""
-    flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(config).items():
-        flat.update(
-            {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
-        )
-    return flat

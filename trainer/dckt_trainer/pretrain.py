@@ -11,7 +11,7 @@ import torch
 from dckt_trainer.config import Config
 from dckt_trainer.losses import pretraining_terms
 from dckt_trainer.network import DomainNetwork
-from dckt_trainer.optimize import Domain, StepLog, optimize
+from dckt_trainer.optimize import Domain, Solver, StepLog, optimize
 from dckt_trainer.pairs import PairSet, PairStream
 from dckt_trainer.progress import Advance
 
@@ -20,7 +20,7 @@ PARTS = 10  # a log line and a checkpoint after each
 
 def pretrain(
     network: DomainNetwork,
-    optimizer: torch.optim.SGD,
+    optimizer: Solver,
     pairs: PairSet,
     config: Config,
     *,

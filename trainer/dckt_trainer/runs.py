@@ -103,7 +103,13 @@ class Run:
                 f"{self.path}: the training has not finished (state: {self.facts.get('state')}); "
                 f"go on with: dckt-train --resume {self.path}"
             )
-        return self.path / domain
+        folder = self.path / domain
+        if not folder.exists():
+            raise RunError(
+                f"{folder}: there is none; a target that was trained alone has no source, and a sweep deletes models "
+                "unless it is run with --keep-models"
+            )
+        return folder
 
     def finish(self) -> Run:
         """The same run, marked complete on disk."""
@@ -149,10 +155,6 @@ class ReadOnlyRun(Run):
 
     def rewrite(self, name: str, events: list[dict[str, Any]]) -> None:
         """Does nothing."""
-
-    def finish(self) -> Run:
-        """The run as it is."""
-        return self
 
 
 def create_run(

@@ -10,7 +10,7 @@ Both are plain functions in NumPy, named in a table; a configuration may name a 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -27,6 +27,28 @@ Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
 Scores: TypeAlias = NDArray[np.float64]
 Score: TypeAlias = Callable[[Vectors, Vectors, NDArray[np.int64]], Scores]
 Law: TypeAlias = Callable[[Scores, int, int, float], Scores]
+
+
+class OnDemand(Mapping[str, NDArray[np.float32]]):
+    """Vectors that are made when they are first asked for: most scores never look at the target model's."""
+
+    def __init__(self, make: Callable[[], Vectors]) -> None:
+        self._make = make
+        self._made: Vectors | None = None
+
+    def _all(self) -> Vectors:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def __getitem__(self, medium: str) -> NDArray[np.float32]:
+        return self._all()[medium]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
 
 
 @dataclass(frozen=True)

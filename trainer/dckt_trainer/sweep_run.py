@@ -245,16 +245,6 @@ def _remember(
     atomic_write(out / "sweep.json", json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def flat_config(config: Config) -> dict[str, Any]:
-    """Every key of a configuration as ``section.key``."""
-    flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(config).items():
-        flat.update(
-            {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
-        )
-    return flat
-
-
 def _new_name(changes: Sequence[str], preset: str, taken: set[str]) -> str:
     """A folder name that is not taken and tells what is changed; the preset's own where nothing is."""
     name = re.sub(r"[^\w.=+-]+", "-", "+".join(changes) or Path(preset).stem).strip("-.")[:80]

@@ -19,9 +19,10 @@ from scipy.special import stdtrit  # type: ignore[import-untyped]
 from dckt.files import atomic_write
 from dckt.report import Cell, Figure, Section, Table, write_report
 from dckt_trainer import plots
+from dckt_trainer.config import flat_config
 from dckt_trainer.runs import Run
 from dckt_trainer.sweep import Row
-from dckt_trainer.sweep_run import SweepResult, flat_config
+from dckt_trainer.sweep_run import SweepResult
 
 CONFIDENCE = 0.95
 WAYS = {"image_to_text": "image → text", "text_to_image": "text → image", "average": "average"}

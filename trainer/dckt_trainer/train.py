@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dckt.errors import RunError
 from dckt.files import atomic_file, atomic_write
@@ -28,7 +28,7 @@ from dckt_trainer.evaluate import evaluate, represent, score
 from dckt_trainer.inputs import Inputs, prepare
 from dckt_trainer.model import DomainModel, save_model, save_network
 from dckt_trainer.network import DomainNetwork, copy_of
-from dckt_trainer.optimize import StepLog, sgd
+from dckt_trainer.optimize import Solver, StepLog, sgd
 from dckt_trainer.pairs import PairSet
 from dckt_trainer.plan import Plan, make_plan, pick_device, pretraining_files, remake_plan, threads
 from dckt_trainer.pretrain import passes_for, pretrain
@@ -121,8 +121,11 @@ def resume(
         if parallel.rank():
             reporter, run = Silent(), _read_only(run)
         plan = remake_plan(run, device=device, reporter=reporter)
-        if not parallel.rank():
-            run.sweep_up()
+        with parallel.first_alone():
+            if not parallel.rank():
+                run.sweep_up()
+                if run.facts.get("pretrained_from") and not _taken_over(run, plan):  # killed while it was
+                    _take_over(open_run(run.facts["pretrained_from"]), run, plan)
         return _go(run, plan, cache, reporter, tensorboard=tensorboard)
 
 
@@ -168,7 +171,7 @@ class _Joint:
     """
 
     networks: Mapping[str, DomainNetwork]
-    optimizer: torch.optim.SGD
+    optimizer: Solver
     round: int = 0
     step: int = 0
     best_round: int = 0
@@ -194,10 +197,11 @@ class _Training:
         with parallel.first_alone():  # the others find its checkpoints and its cache
             inputs = prepare(self.run, self.plan, cache=self.cache, reporter=self.reporter)
         joint = self._transfer(self._pretrained(inputs), inputs.pairs)
-        if not parallel.rank():
+        with parallel.first_alone():
+            if parallel.rank():
+                return open_run(self.run.path)
             self._finish(joint, inputs)
-        parallel.wait()
-        return self.run.finish()
+            return self.run.finish()
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
         if not parallel.rank():
@@ -218,6 +222,7 @@ class _Training:
         path = self.run.checkpoints / f"{domain}-0.safetensors"
         if path.exists():
             load_into(network, load_tensors(path), path)
+            self._forget_part(domain)
             return network
         stage, settings = f"pretrain/{domain}", self.config.pretrain
         epochs = settings.source_epochs if domain == "source" else settings.target_epochs
@@ -231,7 +236,7 @@ class _Training:
             self.run.log("metrics", {"stage": stage, "passes": passes, "epoch": epoch, **_loss_figures(log)})
             if passes < total:
                 tensors = {**_states({domain: network}), **_momenta({domain: network}, optimizer)}
-                self._save(f"{domain}-part", tensors, {"passes": str(passes)})
+                self._save(f"{domain}-part", tensors, {"passes": str(passes), **_scale_notes(optimizer)})
 
         with self.reporter.task(f"pretraining, {domain}", total) as advance:
             advance(done)
@@ -248,17 +253,20 @@ class _Training:
                 after=after,
             )
         self._save(f"{domain}-0", network.state_dict())
-        if not parallel.rank():
-            (self.run.checkpoints / f"{domain}-part.safetensors").unlink(missing_ok=True)
+        self._forget_part(domain)
         return network
 
-    def _restore_part(self, domain: str, network: DomainNetwork, optimizer: torch.optim.SGD) -> int:
+    def _forget_part(self, domain: str) -> None:
+        if not parallel.rank():
+            (self.run.checkpoints / f"{domain}-part.safetensors").unlink(missing_ok=True)
+
+    def _restore_part(self, domain: str, network: DomainNetwork, optimizer: Solver) -> int:
         """Goes on with a pretraining that was interrupted: the forward passes that it had done."""
         path = self.run.checkpoints / f"{domain}-part.safetensors"
         if not path.exists():
             return 0
         tensors, notes = load_with_metadata(path)
-        self._load(path, tensors, {domain: network}, optimizer)
+        self._load(path, tensors, notes, {domain: network}, optimizer)
         try:
             return int(notes["passes"])
         except (KeyError, ValueError) as error:
@@ -268,8 +276,9 @@ class _Training:
         self,
         path: Path,
         tensors: Mapping[str, Tensor],
+        notes: Mapping[str, str],
         networks: Mapping[str, DomainNetwork],
-        optimizer: torch.optim.SGD,
+        optimizer: Solver,
     ) -> None:
         """Puts back what :func:`_states` and :func:`_momenta` took."""
         for domain, network in networks.items():
@@ -277,15 +286,15 @@ class _Training:
             load_into(network, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, path)
         try:
             for name, parameter in _learning(networks).items():
-                key = f"momentum.{name}"
-                # A front that was frozen until now has none.
-                if self.config.optimizer.momentum and (key in tensors or ".fronts." not in name):
-                    momentum = tensors[key].to(self.device).view_as(parameter)
+                if self.config.optimizer.momentum and parameter.requires_grad:
+                    momentum = tensors[f"momentum.{name}"].to(self.device).view_as(parameter)
                     optimizer.state[parameter]["momentum_buffer"] = momentum
+            if "scale" in notes:
+                optimizer.scale_for(torch.float16).load_state_dict(json.loads(notes["scale"]))
         except (KeyError, RuntimeError) as error:
             raise unfit_error(path, str(error)) from error
 
-    def _optimizer(self, networks: Sequence[DomainNetwork]) -> torch.optim.SGD:
+    def _optimizer(self, networks: Sequence[DomainNetwork]) -> Solver:
         return sgd(networks, self.config.optimizer, self.config.text.cnn_lr_factor)
 
     def _new_network(self, domain: str, start: DomainNetwork | None, inputs: Inputs) -> DomainNetwork:
@@ -298,7 +307,10 @@ class _Training:
                 else DomainNetwork(inputs.widths, settings.width, classes, settings.moving_average)
             )
         if self.config.text.training == "end_to_end":
-            network.fronts["text"] = copy.deepcopy(inputs.cnns[domain])
+            front: nn.Module = inputs.cnns[domain]
+            if start and self.config.text.target_cnn == "source":  # as it was trained with what else is taken over
+                front = start.fronts["text"]
+            network.fronts["text"] = copy.deepcopy(front)
         return network.to(self.device)
 
     # -- transfer ----------------------------------------------------------------------------------------------
@@ -346,7 +358,7 @@ class _Training:
         )
         if result.average > joint.best_map:
             joint.best_map, joint.best_round = result.average, joint.round
-            self._save("target-best", joint.target.state_dict(), {"round": str(joint.round)})
+            self._save(f"target-best-{joint.round}", joint.target.state_dict())
 
     def _keep(self, joint: _Joint) -> None:
         """One file for the whole joint state, so that a kill leaves the state of one round, never a mixture."""
@@ -358,15 +370,19 @@ class _Training:
             "step": str(joint.step),
             "best_round": str(joint.best_round),
             "best_map": repr(joint.best_map),
+            **_scale_notes(joint.optimizer),
         }
         self._save("joint", tensors, notes)
+        for path in self.run.checkpoints.glob("target-best-*.safetensors"):  # those before, or of a try that was killed
+            if not parallel.rank() and path.stem != f"target-best-{joint.best_round}":
+                path.unlink()
 
     def _restore(self, joint: _Joint) -> None:
         path = self.run.checkpoints / "joint.safetensors"
         if not path.exists():
             return
         tensors, notes = load_with_metadata(path)
-        self._load(path, tensors, joint.networks, joint.optimizer)
+        self._load(path, tensors, notes, joint.networks, joint.optimizer)
         try:
             joint.round, joint.step = int(notes["round"]), int(notes["step"])
             joint.best_round, joint.best_map = int(notes["best_round"]), float(notes["best_map"])
@@ -378,6 +394,8 @@ class _Training:
 
     def _finish(self, joint: _Joint, inputs: Inputs) -> None:
         """Reads the test split, once, for Model_t(0), the last and the best round; then writes models and report."""
+        for network in joint.networks.values():
+            network.forget_copies()
         joint.optimizer.zero_grad(set_to_none=True)
         joint.optimizer.state.clear()  # the three states below take the memory of gradients and momentum
         pairs, paths = inputs.pairs["target.test"], self.run.checkpoints
@@ -387,8 +405,8 @@ class _Training:
             "last": (joint.round, last, paths / "joint.safetensors"),
             "best": (
                 joint.best_round,
-                load_tensors(paths / "target-best.safetensors"),
-                paths / "target-best.safetensors",
+                load_tensors(paths / f"target-best-{joint.best_round}.safetensors"),
+                paths / f"target-best-{joint.best_round}.safetensors",
             ),
         }
         test: dict[str, Any] = {"pairs": len(pairs)}
@@ -466,14 +484,25 @@ def _learning(networks: Mapping[str, DomainNetwork]) -> dict[str, Tensor]:
     return {f"{domain}.{name}": p for domain, network in networks.items() for name, p in network.named_parameters()}
 
 
-def _momenta(networks: Mapping[str, DomainNetwork], optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """What the optimiser carries on; nothing where optimizer.momentum is 0, or before a parameter's first step."""
+def _scale_notes(optimizer: Solver) -> dict[str, str]:
+    scaler = optimizer.scaler
+    return {"scale": json.dumps(scaler.state_dict())} if scaler and scaler.is_enabled() else {}
+
+
+def _momenta(networks: Mapping[str, DomainNetwork], optimizer: Solver) -> dict[str, Tensor]:
+    """What the optimiser carries on; nothing where optimizer.momentum is 0, and for word vectors, which never learn."""
     found = {name: optimizer.state[p].get("momentum_buffer") for name, p in _learning(networks).items()}
     return {f"momentum.{name}": value for name, value in found.items() if value is not None}
 
 
+def _taken_over(run: Run, plan: Plan) -> bool:
+    names = pretraining_files(plan.config, plan.corpora, features=plan.trunk is None)
+    return bool(run.events("metrics")) and all((run.checkpoints / name).exists() for name in names)
+
+
 def _loss_figures(log: StepLog) -> dict[str, Any]:
-    return {"total": log.total, "terms": dict(log.terms), "weighted": dict(log.weighted), "steps": log.steps}
+    figures = {"total": log.total, "terms": dict(log.terms), "weighted": dict(log.weighted), "steps": log.steps}
+    return {**figures, "skipped": log.skipped} if log.skipped else figures
 
 
 def _selection_figures(log: RoundLog, pairs: PairSet) -> dict[str, Any]:

@@ -14,15 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dckt_trainer import parallel
 from dckt_trainer.config import Config
 from dckt_trainer.evaluate import represent
 from dckt_trainer.losses import joint_terms
 from dckt_trainer.network import DomainNetwork
-from dckt_trainer.optimize import Domain, StepLog, inv_rate, optimize
+from dckt_trainer.optimize import Domain, Solver, StepLog, inv_rate, optimize
 from dckt_trainer.pairs import PairSet, PairStream
 from dckt_trainer.progress import Advance
 from dckt_trainer.seeds import numpy_generator, torch_generator
-from dckt_trainer.selection import Scores, Selection, select
+from dckt_trainer.selection import OnDemand, Scores, Selection, select
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def transfer_round(
     source: DomainNetwork,
     target: DomainNetwork,
     data: JointData,
-    optimizer: torch.optim.SGD,
+    optimizer: Solver,
     config: Config,
     *,
     first_step: int,
@@ -89,14 +90,17 @@ def transfer_round(
     settings = config.transfer
     for network in (source, target):
         network.freeze_fronts(number <= config.text.cnn_frozen_rounds)
-    selection = select(
-        settings,
-        number,
-        represent(source, data.target_for_source, device),
-        represent(target, data.target, device),
-        data.target.labels.numpy(),
-        numpy_generator(config.seed, "selection", 1 if settings.draws == "frozen" else number),
-        earlier,
+    # The first process's, for all: a last bit of difference between two devices could part their draws.
+    selection = parallel.from_first(
+        lambda: select(
+            settings,
+            number,
+            represent(source, data.target_for_source, device),
+            OnDemand(lambda: represent(target, data.target, device)),
+            data.target.labels.numpy(),
+            numpy_generator(config.seed, "selection", 1 if settings.draws == "frozen" else number),
+            earlier,
+        )
     )
     fixed = settings.order == "fixed"
     weights = None if selection.weights is None else torch.from_numpy(selection.weights).float()

@@ -1,8 +1,7 @@
 """The Word CNN of Kim (2014): a text becomes one vector.
 
-Shape letters: B texts, L tokens, E width of word vectors, N maps of each window, C classes. Windows may reach over
-both ends
-of a text, as in Kim's code, but a window with padding alone never counts; so a vector does not depend on padding.
+Shape letters: B texts, L tokens, E width of word vectors, N maps of each window, C classes. Windows may reach over both
+ends of a text, as in Kim's code, but a window with padding alone never counts; so a vector does not depend on padding.
 """
 
 from __future__ import annotations
