@@ -126,7 +126,7 @@ def test_strangers_are_pushed_to_the_margin_and_no_farther():
     second = torch.tensor([[0.3, 0.4], [3.0, 4.0], [2.0, 4.0]], dtype=torch.float64)
     same = torch.tensor([0.0, 0.0, 1.0])
     loss = contrastive_loss(first, second, same, margin=1.5)
-    assert float(loss) == pytest.approx(((1.5 - 0.5) ** 2 + 0 + 5.0) / (2 * 3))
+    assert loss.item() == pytest.approx(((1.5 - 0.5) ** 2 + 0 + 5.0) / (2 * 3))
     loss.backward()
     assert first.grad[1].tolist() == [0.0, 0.0]  # beyond the margin
     # away from the stranger: (d - margin) / d * (a - b) / B

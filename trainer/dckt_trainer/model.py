@@ -130,7 +130,8 @@ def load_network(folder: Path) -> DomainNetwork:
 
 
 def _network(shape: Mapping[str, Any], folder: Path) -> DomainNetwork:
-    network = DomainNetwork(shape["inputs"], shape["width"], len(shape["labels"]), shape["moving_average"])
+    average = shape.get("moving_average", "torch")  # runs of before had no other
+    network = DomainNetwork(shape["inputs"], shape["width"], len(shape["labels"]), average)
     network.load_state_dict(load_tensors(folder / "network.safetensors"))
     return network.eval()
 
