@@ -112,7 +112,9 @@ def main() -> None:
 
     def section(result: SweepResult, changes: list[str]) -> None:
         name = f"{result.sweep.name}, {Path(result.source or result.target).name}, `{result.preset}`"
-        write_table(replace(result, path=result.path / result.sweep.name.replace(" ", "-")))
+        write_table(result)
+        for path in [*result.path.glob("table.*"), result.path / "report.html"]:  # the next sweep writes its own there
+            path.rename(path.with_name(f"{result.sweep.name.replace(' ', '-')}-{path.name}"))
         notes = [f"Not in the table: {path.name} failed: {why}" for path, why in result.failures.items()]
         shown = [change for change in changes if str(data) not in change]
         setting = f"Preset `{result.preset}` with {', '.join(f'`{change}`' for change in shown)}; {args.seeds} seeds."
