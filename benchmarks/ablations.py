@@ -3,7 +3,7 @@
     DCKT_DATA=... python benchmarks/ablations.py --sources caltech101 --presets paper --seeds 5
 
 The defaults are what benchmarks/RESULTS.md was made with: a narrow network, GloVe vectors of 50 numbers and a fourth of
-the presets' passes over the source in pretraining, so that a run takes half a minute on one core. Prints a Markdown
+the presets' passes over the source in pretraining. Prints a Markdown
 section for each table. The runs stay in --out and are not repeated; tables, plots and reports lie there as well. The
 whole takes hours: name what is wanted with --sweeps, --presets and --sources.
 """

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from stopping import StopAfter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
@@ -14,7 +14,6 @@ from dckt.errors import MissingExtraError
 from dckt_trainer.analysis import score_spread
 from dckt_trainer.cli import app
 from dckt_trainer.config import load_config
-from dckt_trainer.progress import Silent
 from dckt_trainer.runs import create_run, open_run
 from dckt_trainer.tensorboard import export, mirrored
 from dckt_trainer.train import resume, train
@@ -141,19 +140,6 @@ def test_the_command_writes_the_curves_of_a_run_that_is_there(run):
         result = CliRunner().invoke(app, ["tensorboard", str(run.path)])
         assert (result.exit_code, result.stdout.strip()) == (0, str(run.path / "tensorboard"))
     assert read(run)[0] == {"round/loss": [(0, 1.0)]}
-
-
-class StopAfter(Silent):
-    """Stops the training, as Ctrl-C would, at the end of the task whose name starts so."""
-
-    def __init__(self, name):
-        self.name = name
-
-    @contextmanager
-    def task(self, name, total):
-        yield lambda count, figures=None: None
-        if name.startswith(self.name):
-            raise KeyboardInterrupt
 
 
 def test_a_training_that_was_stopped_twice_has_every_point_once(run_training, cache, tmp_path):

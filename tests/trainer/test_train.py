@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from stopping import StopAfter
 
 from dckt.errors import ConfigError, CorpusError, RunError
 from dckt.metrics import cross_media_map
@@ -44,19 +44,6 @@ def state(run, domain="target"):
 
 def same(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-class StopAfter(Silent):
-    """Stops the training, as Ctrl-C would, at the end of the task whose name starts so."""
-
-    def __init__(self, name):
-        self.name = name
-
-    @contextmanager
-    def task(self, name, total):
-        yield lambda count, figures=None: None
-        if name.startswith(self.name):
-            raise KeyboardInterrupt
 
 
 def test_what_a_run_leaves(finished):

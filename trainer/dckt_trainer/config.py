@@ -291,7 +291,12 @@ class Config:
 
 def preset_names() -> list[str]:
     """The presets that come with dckt."""
-    return sorted(path.stem for path in PRESET_FOLDER.glob("*.toml"))
+    return names_in(PRESET_FOLDER)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of the TOML files in a folder."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
 
 
 def load_config(preset: str | Path = "paper", changes: Iterable[str] = ()) -> Config:
@@ -307,19 +312,33 @@ def load_config(preset: str | Path = "paper", changes: Iterable[str] = ()) -> Co
     >>> load_config("small", ["network.width=256"]).network.width
     256
     """
-    path = PRESET_FOLDER / f"{preset}.toml"
-    if not path.is_file():
-        path = Path(preset)
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        names = ", ".join(preset_names())
-        raise ConfigError(f"{preset}: neither a preset ({names}) nor a TOML file that can be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    path, tree = read_toml(preset, PRESET_FOLDER, "preset")
     for change in changes:
         _apply(tree, change)
     return config_from_tree(tree, str(path))
+
+
+def read_toml(name: str | Path, folder: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """The path and content of a TOML file that comes with dckt, by its name, or of the user's own, by its path.
+
+    Args:
+        name: of a file in ``folder``, without its suffix; or the path of any file.
+        folder: where those that come with dckt are.
+        kind: what they are called in errors.
+
+    Raises:
+        ConfigError: there is no such file, or it is not TOML.
+    """
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        path = Path(name)
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        names = ", ".join(names_in(folder))
+        raise ConfigError(f"{name}: neither a {kind} ({names}) nor a TOML file that can be read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
 def config_from_tree(tree: Mapping[str, Any], origin: str) -> Config:

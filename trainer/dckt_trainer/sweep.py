@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from dckt.errors import ConfigError
+from dckt_trainer.config import names_in, read_toml
 
 SWEEP_FOLDER = Path(__file__).parent / "sweeps"
 Network: TypeAlias = Literal["kept", "model_t0", "last", "best"]
@@ -70,7 +71,7 @@ class Sweep:
 
 def sweep_names() -> list[str]:
     """The sweeps that come with dckt."""
-    return sorted(path.stem for path in SWEEP_FOLDER.glob("*.toml"))
+    return names_in(SWEEP_FOLDER)
 
 
 def read_sweep(name: str | Path, *, overlap: Sequence[str] = ()) -> Sweep:
@@ -83,16 +84,7 @@ def read_sweep(name: str | Path, *, overlap: Sequence[str] = ()) -> Sweep:
     Raises:
         ConfigError: lists every mistake.
     """
-    path = SWEEP_FOLDER / f"{name}.toml"
-    if not path.is_file():
-        path = Path(name)
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        names = ", ".join(sweep_names())
-        raise ConfigError(f"{name}: neither a sweep ({names}) nor a TOML file that can be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    path, tree = read_toml(name, SWEEP_FOLDER, "sweep")
     reader = _Reader(tuple(overlap))
     sweep = reader.sweep(tree, path.stem)
     if reader.mistakes:
