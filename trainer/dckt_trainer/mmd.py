@@ -90,7 +90,7 @@ def _gamma(distances: Tensor, config: MmdConfig) -> Tensor:
 class _SquaredDistances(torch.autograd.Function):
     """(G, N, D) rows to (G, N, N) squared distances, by matrix products.
 
-    A tensor (G, N, N, D) of differences would make a training step about ten times as long. Written out because the
+    A tensor (G, N, N, D) of differences would make a training step many times as long. Written out because the
     gradient needs one product, where automatic differentiation makes two: with W = dL + dL^T it is
     ``2 * (rowsum(W) * x - W x)``.
     """
