@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dckt.errors import BundleError, ConfigError
-from dckt_trainer.encoders import OUTPUTS
+from dckt_trainer.encoders import OUTPUTS, VectorEncoder
 from dckt_trainer.layers import BatchNorm
+from dckt_trainer.model import DomainModel
 from dckt_trainer.network import Pathway
 
 # 18 is the first that the exporter writes. Every ONNX Runtime that dckt accepts reads up to 21.
@@ -25,6 +27,45 @@ OPSETS = range(18, 24)
 OPSET = 20
 # A protocol buffer ends at 2 GiB; what is larger keeps its weights in a file of their own.
 EXTERNAL_ABOVE = 1_800_000_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one medium's graph is made from.
+
+    Attributes:
+        encoder: one input, two outputs.
+        example: any valid input, with at least 2 on its dynamic axes; its numbers have no effect on the graph.
+        input_name: name of the graph's input.
+        dynamic: axes whose size is free, with their names.
+    """
+
+    encoder: nn.Module
+    example: Tensor
+    input_name: str
+    dynamic: Mapping[int, str]
+
+    def onnx(self, opset: int) -> onnx.ModelProto:
+        """The graph; see :func:`onnx_from_encoder`."""
+        return onnx_from_encoder(
+            self.encoder, self.example, input_name=self.input_name, dynamic=self.dynamic, opset=opset
+        )
+
+
+def parts(model: DomainModel) -> dict[str, Part]:
+    """What to export of a model, by medium: pictures, texts, and any other medium that its network takes as vectors."""
+    side = model.trunk.spec.side
+    pixels, tokens = torch.zeros(2, side, side, 3, dtype=torch.uint8), torch.ones(2, 7, dtype=torch.int64)
+    known = {
+        "image": Part(model.image_encoder(), pixels, "pixels", {0: "batch"}),
+        "text": Part(model.text_encoder(), tokens, "tokens", {0: "batch", 1: "length"}),
+    }
+    others = {
+        medium: Part(VectorEncoder(medium, model.network), torch.zeros(2, width), "vectors", {0: "batch"})
+        for medium, width in model.network.inputs.items()
+        if medium not in known
+    }
+    return known | others
 
 
 def onnx_from_encoder(

@@ -1,9 +1,13 @@
 """The model bundle: the one folder that training exports and that everything else opens.
 
 ``NAME.dckt`` holds ``manifest.json``, ``image.onnx``, ``text.onnx`` and ``vocabulary.txt``, and whatever else
-the graphs need, such as ``image.onnx.data``. Both graphs have an output for each representation:
+the graphs need, such as ``image.onnx.data``. Each graph has an output for each representation:
 ``probability`` (B, C), whose rows sum to 1, and ``fc9`` (B, D), both float32. ``image.onnx`` takes
 ``pixels``, uint8 (B, S, S, 3); ``text.onnx`` takes ``tokens``, int64 (B, L), padded at the end with 0.
+
+A *graph* is an ONNX file of one medium in one precision. The same graphs may be there in fp16 and int8 too
+(``image.fp16.onnx``), with the same inputs and outputs. A *variant* is a way to serve: a runtime, the precision
+of the graphs that it reads, and the precision that it computes in.
 
 Nothing in a bundle is executed as code, and every byte is compared with its hash before a native library sees
 it.
@@ -26,13 +30,21 @@ from dckt.files import atomic_folder, sha256_file
 from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
 from dckt.preprocessing.text import BUILT_IN
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 FORMAT = "dckt-bundle"
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.txt"
-GRAPHS: Mapping[str, str] = {"image": "image.onnx", "text": "text.onnx"}
+MEDIA: tuple[Literal["image"], Literal["text"]] = ("image", "text")  # those of every bundle; it may have more
+PRECISIONS = ("fp32", "fp16", "int8")  # that a graph may be written in
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
+PROFILE = (1, 8, 32)
 
 T = TypeVar("T")
+
+
+def graph_file(medium: str, precision: str) -> str:
+    """Name of a graph in a bundle; its external data, if it has any, has that name and ``.data``."""
+    return f"{medium}.onnx" if precision == "fp32" else f"{medium}.{precision}.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +56,73 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One ONNX file.
+
+    Attributes:
+        file: its path in the bundle.
+        layers: how many convolutions and matrix products compute in each precision, such as
+            ``{"fp16": 17, "fp32": 1}``; empty where nobody counted.
+    """
+
+    file: str
+    layers: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        if not set(self.layers) <= set(PRECISIONS) or min(self.layers.values(), default=0) < 0:
+            raise BundleError(f"layers are {dict(self.layers)}; expected counts of {', '.join(PRECISIONS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A way to serve the model.
+
+    Attributes:
+        name: runtime and precision, such as ``openvino-bf16``.
+        runtime: one of :data:`RUNTIMES`.
+        graph: precision of the graphs that it reads, one of :data:`PRECISIONS`.
+        precision: what it computes in: that of the graphs, or ``bf16``, which OpenVINO makes of fp32 graphs.
+    """
+
+    name: str
+    runtime: str
+    graph: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise BundleError(f"variant {self.name!r}: runtime is {self.runtime!r}, expected {', '.join(RUNTIMES)}")
+        converts = (self.runtime, self.graph, self.precision) == ("openvino", "fp32", "bf16")
+        if self.graph not in PRECISIONS or (self.precision != self.graph and not converts):
+            raise BundleError(
+                f"variant {self.name!r}: {self.runtime} has no {self.precision!r} from graphs in {self.graph!r}"
+            )
+        if self.name != f"{self.runtime}-{self.precision}":
+            raise BundleError(f"variant {self.name!r} is to be called {self.runtime}-{self.precision}")
+
+
+DEFAULT_VARIANT = Variant(name="onnxruntime-fp32", runtime="onnxruntime", graph="fp32", precision="fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a bundle says about itself.
 
     Attributes:
-        model_id: hash of all that decides a vector: graphs, preprocessing, vocabulary and representation. The
-            same model under another folder name has the same id; an index stores it and refuses vectors of
-            another.
+        model_id: hash of all that decides a vector: fp32 graphs, preprocessing, vocabulary and representation.
+            Every variant of a bundle retrieves as its fp32 graphs do, so graphs in other precisions do not count,
+            and an index fits them all. An index stores the id and refuses vectors of another.
         representation: the output that an index stores by default, a key of ``dimensions``.
-        dimensions: width of each output of both graphs.
+        dimensions: width of each output of every graph.
         labels: class names, in the order of the columns of ``probability``.
         image: how a picture becomes pixels.
         text: how a text becomes tokens.
-        files: every file of the bundle but the manifest, by its path inside the folder.
+        files: every file of the bundle but the manifest, by its path inside the folder. Others in the folder, such
+            as engines that were built later, are no part of the bundle.
+        graphs: by the precision that they are written in, then by medium. ``fp32`` is always there, with at least
+            ``image`` and ``text``, and each precision has the same media.
+        variants: those that passed the gate; the fastest on a CPU, as measured where it was exported, comes first.
+        profile: batch sizes min, opt and max that an engine is built for.
         produced_by: versions of what made the bundle.
         measured: parity and MAP figures taken on export.
         created: when, ISO 8601 with time zone.
@@ -69,12 +135,19 @@ class Manifest:
     image: ImageSpec
     text: TextSpec
     files: Mapping[str, FileEntry]
+    graphs: Mapping[str, Mapping[str, Graph]]
+    variants: tuple[Variant, ...]
+    profile: tuple[int, int, int]
     produced_by: Mapping[str, str]
     measured: Mapping[str, Any]
     created: str
 
     def __post_init__(self) -> None:
         _check_names(self.files)
+        _check_graphs(self.graphs, self.files)
+        _check_variants(self.variants, self.graphs)
+        if not 1 <= self.profile[0] <= self.profile[1] <= self.profile[2]:
+            raise BundleError(f"profile is {self.profile}; expected batch sizes 1 <= min <= opt <= max")
         if self.representation not in self.dimensions:
             raise BundleError(f"representation {self.representation!r} is none of {sorted(self.dimensions)}")
         if min(self.dimensions.values()) < 1:
@@ -132,9 +205,21 @@ class Bundle:
         except TextError as error:
             raise BundleCorruptError(f"{error}; export the model again") from error
 
-    def graph(self, medium: Literal["image", "text"]) -> Path:
-        """The ONNX file of a medium."""
-        return self.path / GRAPHS[medium]
+    def graph(self, medium: str, precision: str = "fp32") -> Path:
+        """The ONNX file of a medium.
+
+        Args:
+            medium: ``image``, ``text``, or another that the bundle holds.
+            precision: what the graph is written in.
+
+        Raises:
+            BundleError: there is no such graph.
+        """
+        try:
+            return self.path / self.manifest.graphs[precision][medium].file
+        except KeyError as error:
+            there = ", ".join(f"{medium} {name}" for name, of in self.manifest.graphs.items() for medium in of)
+            raise BundleError(f"{self.path}: has no graph {medium} {precision}, only {there}") from error
 
 
 def write_bundle(
@@ -148,6 +233,9 @@ def write_bundle(
     dimensions: Mapping[str, int],
     produced_by: Mapping[str, str],
     measured: Mapping[str, Any],
+    graphs: Mapping[str, Mapping[str, Graph]] | None = None,
+    variants: Sequence[Variant] | None = None,
+    profile: tuple[int, int, int] = PROFILE,
     force: bool = False,
 ) -> Bundle:
     """Writes a bundle, whole or not at all.
@@ -161,9 +249,12 @@ def write_bundle(
         text: how a text becomes tokens.
         labels: class names, in the order of the columns of ``probability``.
         representation: the output that an index stores by default, a key of ``dimensions``.
-        dimensions: width of each output of both graphs, by its name.
+        dimensions: width of each output of every graph, by its name.
         produced_by: versions of what made the bundle, by package.
         measured: figures taken on export; anything that JSON holds.
+        graphs: by precision and medium; None: ``image.onnx`` and ``text.onnx``, in fp32.
+        variants: those that passed the gate, the fastest on a CPU first; None: fp32 on ONNX Runtime.
+        profile: batch sizes min, opt and max that an engine is built for.
         force: replace a bundle that is there already. Nothing but a bundle or an empty folder is ever
             replaced.
 
@@ -179,14 +270,19 @@ def write_bundle(
             for name, content in files.items():
                 _place(content, folder / name)
             entries = {name: _entry(folder / name) for name in sorted(files)}
+            named = _fp32_graphs() if graphs is None else {name: dict(of) for name, of in graphs.items()}
+            _check_graphs(named, files)  # before the model id is made of them
             manifest = Manifest(
-                model_id=_model_id(entries, image, text, representation),
+                model_id=_model_id(_counted(entries, named), entries[VOCABULARY], image, text, representation),
                 representation=representation,
                 dimensions=dict(dimensions),
                 labels=tuple(labels),
                 image=image,
                 text=text,
                 files=entries,
+                graphs=named,
+                variants=(DEFAULT_VARIANT,) if variants is None else tuple(variants),
+                profile=profile,
                 produced_by=dict(produced_by),
                 measured=dict(measured),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -205,10 +301,9 @@ def write_bundle(
 
 
 def _check_names(names: Iterable[str]) -> None:
-    """All that a bundle needs, each a path that stays inside the folder and means the same file on every system."""
-    missing = {VOCABULARY, *GRAPHS.values()} - set(names)
-    if missing:
-        raise BundleError(f"a bundle needs {sorted(missing)}; it has {sorted(names)}")
+    """The vocabulary is there, and each name is a path inside the folder that means the same file on every system."""
+    if VOCABULARY not in names:
+        raise BundleError(f"a bundle needs {VOCABULARY}; it has {sorted(names)}")
     for name in names:
         parts = PurePosixPath(name).parts
         inside = parts and "/".join(parts) == name and ".." not in parts
@@ -216,6 +311,34 @@ def _check_names(names: Iterable[str]) -> None:
             raise BundleError(f"{name!r} is no relative path inside a bundle")
         if name == MANIFEST:
             raise BundleError(f"{MANIFEST} is written by the bundle itself and cannot be one of its files")
+
+
+def _check_graphs(graphs: Mapping[str, Mapping[str, Graph]], files: Iterable[str]) -> None:
+    media = set(graphs.get("fp32", {}))
+    if not set(MEDIA) <= media:
+        raise BundleError(f"a bundle needs fp32 graphs of {', '.join(MEDIA)}; it has those of {sorted(media)}")
+    if not set(graphs) <= set(PRECISIONS):
+        raise BundleError(f"graphs are of {sorted(graphs)}; expected {', '.join(PRECISIONS)}")
+    for precision, of in graphs.items():
+        if set(of) != media:
+            raise BundleError(
+                f"{precision} graphs are of {sorted(of)}, fp32 graphs of {sorted(media)}; expected the same"
+            )
+    named = [graph.file for of in graphs.values() for graph in of.values()]
+    missing = set(named) - set(files)
+    if missing:
+        raise BundleError(f"a bundle needs {sorted(missing)}; it has {sorted(files)}")
+    if len(set(named)) < len(named) or VOCABULARY in named:
+        raise BundleError(f"the graphs are {named}; expected a file for each")
+
+
+def _check_variants(variants: Sequence[Variant], graphs: Iterable[str]) -> None:
+    names = [variant.name for variant in variants]
+    if not names or len(set(names)) < len(names):
+        raise BundleError(f"variants are {names}; expected at least one, and each once")
+    for variant in variants:
+        if variant.graph not in graphs:
+            raise BundleError(f"variant {variant.name!r} needs {variant.graph} graphs; there are {sorted(graphs)}")
 
 
 def _place(content: Path | bytes, target: Path) -> None:
@@ -261,15 +384,26 @@ def _canonical_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _model_id(files: Mapping[str, FileEntry], image: ImageSpec, text: TextSpec, representation: str) -> str:
+def _fp32_graphs() -> dict[str, dict[str, Graph]]:
+    return {"fp32": {medium: Graph(file=graph_file(medium, "fp32"), layers={}) for medium in MEDIA}}
+
+
+def _counted(files: Mapping[str, FileEntry], graphs: Mapping[str, Mapping[str, Graph]]) -> dict[str, FileEntry]:
+    """The files that count as graphs for the model id: those in fp32, with their external data."""
+    names = {name for graph in graphs["fp32"].values() for name in (graph.file, f"{graph.file}.data")}
+    return {name: entry for name, entry in files.items() if name in names}
+
+
+def _model_id(
+    graphs: Mapping[str, FileEntry], vocabulary: FileEntry, image: ImageSpec, text: TextSpec, representation: str
+) -> str:
     text_parts = asdict(text)
     if text.tokenizer == BUILT_IN:
         del text_parts["tokenizer"]  # so that older bundles, which name none, keep their ids
     return _canonical_hash(
         {
-            # External data belongs to its graph, so every file beside the vocabulary counts as graph.
-            "graphs": {name: entry.sha256 for name, entry in files.items() if name != VOCABULARY},
-            "vocabulary": files[VOCABULARY].sha256,
+            "graphs": {name: entry.sha256 for name, entry in graphs.items()},
+            "vocabulary": vocabulary.sha256,
             "image": asdict(image),
             "text": text_parts,
             "representation": representation,
@@ -309,9 +443,11 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
-    _fields(content, {"format", "version", "checksum", *(field.name for field in fields(Manifest))})
-    if _typed(content, "version", int) != BUNDLE_VERSION:
-        raise BundleError(f"version is {content['version']}, expected {BUNDLE_VERSION}")
+    version = content["version"] if type(content.get("version")) is int else None
+    if version not in {1, BUNDLE_VERSION}:
+        raise BundleError(f"version is {content.get('version')!r}, expected 1 or {BUNDLE_VERSION}")
+    since_2 = set() if version == BUNDLE_VERSION else {"graphs", "variants", "profile"}
+    _fields(content, {"format", "version", "checksum", *(field.name for field in fields(Manifest))} - since_2)
     rest = {key: value for key, value in content.items() if key != "checksum"}
     try:
         intact = content["checksum"] == _canonical_hash(rest)
@@ -319,6 +455,19 @@ def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
         raise BundleError(f"holds what JSON does not allow ({error})") from error
     if not intact:
         raise BundleError("was altered after it was written")
+    files = _mapping(rest, "files", _file_entry)
+    _check_names(files)
+    graphs, variants, profile = _fp32_graphs(), [DEFAULT_VARIANT], PROFILE
+    if version == 1:
+        # It knew of no other files: each one beside the vocabulary belonged to a graph.
+        counted = {name: entry for name, entry in files.items() if name != VOCABULARY}
+    else:
+        graphs = _mapping(rest, "graphs", _graphs_of)
+        variants = [_variant(entry) for entry in _sequence(rest, "variants", dict)]
+        smallest, usual, largest = _sequence(rest, "profile", int, length=3)
+        profile = (smallest, usual, largest)
+        _check_graphs(graphs, files)
+        counted = _counted(files, graphs)
     manifest = Manifest(
         model_id=_typed(rest, "model_id", str),
         representation=_typed(rest, "representation", str),
@@ -326,12 +475,15 @@ def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
         labels=tuple(_sequence(rest, "labels", str)),
         image=_image_spec(_typed(rest, "image", dict)),
         text=_text_spec(_typed(rest, "text", dict)),
-        files=_mapping(rest, "files", _file_entry),
+        files=files,
+        graphs=graphs,
+        variants=tuple(variants),
+        profile=profile,
         produced_by=_mapping(rest, "produced_by", lambda key, of: _typed(of, key, str)),
         measured=_typed(rest, "measured", dict),
         created=_typed(rest, "created", str),
     )
-    model_id = _model_id(manifest.files, manifest.image, manifest.text, manifest.representation)
+    model_id = _model_id(counted, files[VOCABULARY], manifest.image, manifest.text, manifest.representation)
     if manifest.model_id != model_id:
         raise BundleError(f"model_id is {manifest.model_id!r}, its parts give {model_id!r}")
     return manifest
@@ -341,6 +493,23 @@ def _file_entry(name: str, of: Mapping[str, Any]) -> FileEntry:
     entry = _typed(of, name, dict)
     _fields(entry, {"sha256", "size"})
     return FileEntry(sha256=_typed(entry, "sha256", str), size=_typed(entry, "size", int))
+
+
+def _graphs_of(precision: str, of: Mapping[str, Any]) -> dict[str, Graph]:
+    return _mapping(of, precision, _graph)
+
+
+def _graph(medium: str, of: Mapping[str, Any]) -> Graph:
+    entry = _typed(of, medium, dict)
+    _fields(entry, {field.name for field in fields(Graph)})
+    layers = _mapping(entry, "layers", lambda key, counts: _typed(counts, key, int))
+    return Graph(file=_typed(entry, "file", str), layers=layers)
+
+
+def _variant(entry: Mapping[str, Any]) -> Variant:
+    names = [field.name for field in fields(Variant)]
+    _fields(entry, set(names))
+    return Variant(**{name: _typed(entry, name, str) for name in names})
 
 
 def _image_spec(content: dict[str, Any]) -> ImageSpec:

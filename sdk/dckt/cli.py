@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 import dckt
-from dckt.console import run
+from dckt.commands import engine
+from dckt.console import clean, flat, run
 from dckt.errors import ConfigError, IndexFolderError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="
 
 BundlePath = Annotated[Path, typer.Argument(help="Model bundle, as dckt-export writes it.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: auto, cpu, or cuda (an error if it is not there).")]
+Variant = Annotated[
+    str, typer.Option(help="How the model is served, such as openvino-bf16 (see dckt inspect); auto: the fastest here.")
+]
 Threads = Annotated[int | None, typer.Option(help="Threads of the model and of decoding; every core unless given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -107,6 +111,7 @@ def index_command(
     force: Annotated[
         bool, typer.Option("--force", help="Make the index anew; the old one stays until the new one is whole.")
     ] = False,
+    variant: Variant = "auto",
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
@@ -130,7 +135,7 @@ def index_command(
     collection = sum(parts[1:], parts[0])
     console = Console(stderr=True, highlight=False)
     with _index_to_fill(
-        bundle, index, kind=kind, on_error=on_error, force=force, device=device, threads=threads
+        bundle, index, kind=kind, on_error=on_error, force=force, variant=variant, device=device, threads=threads
     ) as searcher:
         with _progress_bar(console, "indexing", len(collection.images) + len(collection.texts)) as progress:
             reports = searcher.add_collection(
@@ -158,22 +163,22 @@ def search_command(
         typer.Option(help="Find only these: image, text; repeatable. Unless given, the medium that the query is not."),
     ] = None,
     as_json: AsJson = False,
+    variant: Variant = "auto",
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Finds the texts that belong to a picture, or the pictures that belong to a text."""
     from dckt.searcher import Searcher
 
-    with Searcher.open(bundle, index, device=device, threads=threads) as searcher:
+    with Searcher.open(bundle, index, variant=variant, device=device, threads=threads) as searcher:
         wanted = media or None
         result = searcher.search(text=query, k=k, media=wanted) if text else searcher.search(query, k=k, media=wanted)
+        provider = searcher.providers[result.query_medium]
     if as_json:
-        hits = [asdict(hit) for hit in result]
-        typer.echo(
-            json.dumps({"query_medium": result.query_medium, "timings": dict(result.timings), "hits": hits}, indent=1)
-        )
+        facts = {"query_medium": result.query_medium, "provider": provider, "timings": dict(result.timings)}
+        typer.echo(json.dumps({**facts, "hits": [asdict(hit) for hit in result]}, indent=1))
     else:
-        _show_hits(result)
+        _show_hits(result, provider)
 
 
 @app.command("inspect", epilog=INSPECT_EXAMPLES)
@@ -185,23 +190,31 @@ def inspect_command(
     if as_json:
         typer.echo(json.dumps(about, indent=1))
         return
+    console = Console(highlight=False)
+    if about["what"] == "bundle":
+        from dckt.commands.inspect import bundle_tables
+
+        console.print(bundle_tables(about))
+        return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _lines(about):
-        table.add_row(_clean(name), _clean(value))
-    Console(highlight=False).print(table)
+    for name, value in flat(about):
+        table.add_row(clean(name), clean(value))
+    console.print(table)
+
+
+app.command("engine", epilog=engine.EXAMPLES)(engine.engine_command)
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    from dckt.bundle import BUNDLE_VERSION, MANIFEST, Bundle
+    from dckt.bundle import MANIFEST
+    from dckt.commands.inspect import describe_bundle
     from dckt.index import Index
     from dckt.index.store import ITEMS
 
     if (path / MANIFEST).exists():
-        manifest = asdict(Bundle.open(path).manifest)
-        size = sum(entry["size"] for entry in manifest["files"].values())
-        return {"what": "bundle", "path": str(path), "format_version": BUNDLE_VERSION, "bytes": size, **manifest}
+        return describe_bundle(path)
     if (path / ITEMS).exists():
         with Index.open(path) as opened:
             return {"what": "index", **asdict(opened.info())}
@@ -213,7 +226,15 @@ def _describe(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _index_to_fill(
-    bundle: Path, index: Path, *, kind: str | None, on_error: str, force: bool, device: str, threads: int | None
+    bundle: Path,
+    index: Path,
+    *,
+    kind: str | None,
+    on_error: str,
+    force: bool,
+    variant: str,
+    device: str,
+    threads: int | None,
 ) -> Iterator[Searcher]:
     from dckt.searcher import Searcher
 
@@ -221,13 +242,15 @@ def _index_to_fill(
     if there and not force:
         if kind is not None:
             raise IndexFolderError(f"{index}: exists already and keeps its kind; leave out --kind, or add --force")
-        opened = Searcher.open(bundle, index, device=device, threads=threads)
+        opened = Searcher.open(bundle, index, variant=variant, device=device, threads=threads)
     elif force or on_error == "raise":
-        with Searcher.replacing(bundle, index, kind=kind or "auto", device=device, threads=threads) as searcher:
+        with Searcher.replacing(
+            bundle, index, kind=kind or "auto", variant=variant, device=device, threads=threads
+        ) as searcher:
             yield searcher
         return
     else:
-        opened = Searcher.create(bundle, index, kind=kind or "auto", device=device, threads=threads)
+        opened = Searcher.create(bundle, index, kind=kind or "auto", variant=variant, device=device, threads=threads)
     with opened as searcher:
         yield searcher
 
@@ -253,12 +276,12 @@ def _show_failures(console: Console, skipped: Iterable[str], reports: Mapping[st
         *(f"{medium} {item!r}: {why}" for medium, report in reports.items() for item, why in report.failed),
     ]
     for line in lines[:20]:
-        console.print(Text.assemble(("left out: ", "yellow"), _clean(line)), soft_wrap=True)
+        console.print(Text.assemble(("left out: ", "yellow"), clean(line)), soft_wrap=True)
     if len(lines) > 20:
         console.print(f"left out: {len(lines) - 20:,} more", style="yellow")
 
 
-def _show_hits(result: SearchResult) -> None:
+def _show_hits(result: SearchResult, provider: str) -> None:
     table = Table(box=None, pad_edge=False, expand=True)
     table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
@@ -269,39 +292,18 @@ def _show_hits(result: SearchResult) -> None:
         # What a reader looks for comes first.
         facts = sorted(hit.metadata.items(), key=lambda fact: fact[0] != "text")
         about = " ".join(", ".join(f"{key}: {value}" for key, value in facts).split())
-        table.add_row(str(rank), f"{hit.score:.4f}", hit.medium, _clean(hit.id), _clean(about))
+        table.add_row(str(rank), f"{hit.score:.4f}", hit.medium, clean(hit.id), clean(about))
     console = Console(highlight=False)
     if not result:
         console.print("no hits; is there anything of that medium in the index? (dckt inspect INDEX)")
         return
     console.print(table)
     spent = ", ".join(f"{stage} {1000 * seconds:.1f} ms" for stage, seconds in result.timings.items())
-    console.print(spent, style="dim")
-
-
-def _lines(about: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values of nested mappings, one line each."""
-    for key, value in about.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _lines(value, f"{name} / ")
-        elif isinstance(value, list | tuple):
-            yield f"{name} ({len(value)})", ", ".join(map(str, value))
-        elif isinstance(value, float):
-            yield name, f"{value:.6g}"
-        elif isinstance(value, int) and not isinstance(value, bool):
-            yield name, f"{value:,}"
-        else:
-            yield name, "-" if value is None else str(value)
+    console.print(f"{spent}; {provider}", style="dim", markup=False)
 
 
 def _count(number: int, medium: str) -> str:
     return f"{number:,} {medium}{'' if number == 1 else 's'}"
-
-
-def _clean(text: str) -> Text:
-    """Text of unknown origin for the terminal: no markup, no control characters."""
-    return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from dckt.bundle import Bundle
 from dckt.collect import ON_ERROR, Collection
 from dckt.errors import (
-    BundleCorruptError,
     ConfigError,
     ImageError,
     IndexFolderError,
@@ -35,7 +34,7 @@ from dckt.index.store import ITEMS
 from dckt.index.vectors import Float32Array, unit_rows
 from dckt.preprocessing import ImageSource, image_array, image_batch, token_batch, tokenizer
 from dckt.runtime import Encoder
-from dckt.runtime.onnx import OnnxEncoder
+from dckt.runtime.choice import open_encoders
 
 __all__ = ["AddReport", "Hit", "SearchResult", "Searcher"]
 
@@ -116,12 +115,22 @@ class Searcher:
         self._decoders = threads or os.cpu_count() or 1
 
     @classmethod
-    def open(cls, bundle: str | Path, index: str | Path, *, device: str = "auto", threads: int | None = None) -> Self:
+    def open(
+        cls,
+        bundle: str | Path,
+        index: str | Path,
+        *,
+        variant: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> Self:
         """Opens a model and an index that it filled.
 
         Args:
             bundle: folder that ``dckt-export`` wrote.
-            index: folder that :meth:`create` or ``dckt index`` wrote.
+            index: folder that :meth:`create` or ``dckt index`` wrote; with which variant does not matter.
+            variant: how the model is served, such as ``openvino-bf16``, or an error; ``auto``, the fastest of the
+                bundle's variants that can run here. :attr:`providers` says which it is.
             device: where the model runs: ``cpu``; ``cuda``, or an error; ``auto``, CUDA if it attaches.
             threads: of the model on the CPU, of decoding pictures, and of building a graph; None takes every core.
 
@@ -130,12 +139,13 @@ class Searcher:
             IndexFolderError: the index is missing, damaged, or newer than this version.
             ModelMismatchError: the index was filled by another model.
             ConfigError: the bundle names a tokenizer that is neither registered nor installed.
-            ProviderError: the device does not attach.
+            MissingExtraError: the variant's runtime is not installed.
+            ProviderError: the device does not attach, or cannot run the variant.
         """
         model = _model(bundle)
         manifest = model.manifest
         opened = Index.open(index, model_id=manifest.model_id, representation=manifest.representation, threads=threads)
-        return cls._with_encoders(model, opened, device, threads)
+        return cls._with_encoders(model, opened, variant, device, threads)
 
     @classmethod
     def create(
@@ -144,6 +154,7 @@ class Searcher:
         index: str | Path,
         *,
         kind: str = "auto",
+        variant: str = "auto",
         device: str = "auto",
         threads: int | None = None,
     ) -> Self:
@@ -153,6 +164,7 @@ class Searcher:
             bundle: folder that ``dckt-export`` wrote.
             index: folder to make; an empty one may be there.
             kind: ``exact``, ``hnsw``, or ``auto``; see :meth:`dckt.index.Index.create`.
+            variant: see :meth:`open`.
             device: see :meth:`open`.
             threads: see :meth:`open`.
 
@@ -160,7 +172,8 @@ class Searcher:
             BundleError: see :meth:`open`.
             IndexFolderError: there is something at ``index`` already, or it cannot be written.
             ConfigError: the bundle names a tokenizer that is neither registered nor installed.
-            ProviderError: the device does not attach.
+            MissingExtraError: see :meth:`open`.
+            ProviderError: see :meth:`open`.
         """
         model = _model(bundle)
         manifest = model.manifest
@@ -172,7 +185,7 @@ class Searcher:
             kind=kind,
             threads=threads,
         )
-        return cls._with_encoders(model, made, device, threads)
+        return cls._with_encoders(model, made, variant, device, threads)
 
     @classmethod
     @contextmanager
@@ -182,6 +195,7 @@ class Searcher:
         index: str | Path,
         *,
         kind: str = "auto",
+        variant: str = "auto",
         device: str = "auto",
         threads: int | None = None,
     ) -> Iterator[Self]:
@@ -194,6 +208,7 @@ class Searcher:
             bundle: folder that ``dckt-export`` wrote.
             index: folder of the index to replace; there need not be one.
             kind: see :meth:`create`.
+            variant: see :meth:`open`.
             device: see :meth:`open`.
             threads: see :meth:`open`.
 
@@ -207,7 +222,7 @@ class Searcher:
         try:
             with (
                 atomic_folder(index, force=True) as folder,
-                cls.create(bundle, folder, kind=kind, device=device, threads=threads) as searcher,
+                cls.create(bundle, folder, kind=kind, variant=variant, device=device, threads=threads) as searcher,
             ):
                 try:
                     yield searcher
@@ -220,20 +235,12 @@ class Searcher:
             raise IndexFolderError(f"{index}: the index cannot be written ({error})") from error
 
     @classmethod
-    def _with_encoders(cls, bundle: Bundle, index: Index, device: str, threads: int | None) -> Self:
-        representation = bundle.manifest.representation
+    def _with_encoders(cls, bundle: Bundle, index: Index, variant: str, device: str, threads: int | None) -> Self:
         with ExitStack() as opened:
             opened.enter_context(index)
-            encoders: dict[str, Encoder] = {}
-            for medium in MEDIA:
-                graph = bundle.graph(medium)
-                encoder = OnnxEncoder.open(graph, output=representation, device=device, threads=threads)
-                encoders[medium] = opened.enter_context(encoder)
-                if encoder.dimension != index.dimension:
-                    raise BundleCorruptError(
-                        f"{graph}: {representation} is {encoder.dimension} wide; the manifest says {index.dimension}; "
-                        "export the model again"
-                    )
+            encoders = open_encoders(bundle, variant=variant, device=device, threads=threads)
+            for encoder in encoders.values():
+                opened.enter_context(encoder)
             _ = bundle.vocabulary  # so that the first search does not have to read it
             searcher = cls(bundle, index, encoders, threads=threads)
             opened.pop_all()
@@ -256,8 +263,11 @@ class Searcher:
 
     @property
     def providers(self) -> dict[str, str]:
-        """What each medium's graph really runs on."""
-        return {medium: encoder.provider for medium, encoder in self._encoders.items()}
+        """The variant that serves each medium, and what it really runs on, such as ``openvino-bf16 on CPU``."""
+        return {
+            medium: f"{encoder.variant} on {encoder.provider.removesuffix('ExecutionProvider')}"
+            for medium, encoder in self._encoders.items()
+        }
 
     # --- adding ---
 

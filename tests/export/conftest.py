@@ -134,7 +134,7 @@ def quick(graphs: dict[str, onnx.ModelProto], monkeypatch: pytest.MonkeyPatch) -
         copy.CopyFrom(graphs[input_name])
         return copy
 
-    monkeypatch.setattr("dckt_export.export.onnx_from_encoder", copied)
+    monkeypatch.setattr("dckt_export.graphs.onnx_from_encoder", copied)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,10 +20,15 @@ from dckt.metrics import cross_media_map
 from dckt.preprocessing import image_batch, register_tokenizer, text, token_batch
 from dckt.runtime.onnx import OnnxEncoder
 from dckt_export import export as export_module
-from dckt_export.export import export_bundle
+from dckt_export import graphs as graphs_module
+from dckt_export import variants as variants_module
+from dckt_trainer.checkpoint import load_tensors, save_tensors
 from dckt_trainer.config import dump_config
 from dckt_trainer.encoders import encode
 from dckt_trainer.model import load_model
+
+# Latency is measured in the shortest way; test_latency.py has the rest.
+export_bundle = partial(export_module.export_bundle, seconds=0)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +106,10 @@ def test_a_bundle_ranks_as_the_model_does(bundle, model, corpus, output, split):
 
 def test_a_bundle_says_what_it_is(bundle, model, config):
     manifest = bundle.manifest
-    assert sorted(manifest.files) == ["image.onnx", "text.onnx", "vocabulary.txt"]
+    assert sorted(manifest.files) == ["image.onnx", "report.html", "text.onnx", "vocabulary.txt"]
+    assert {name: sorted(of) for name, of in manifest.graphs.items()} == {"fp32": ["image", "text"]}
+    assert "onnxruntime-fp32" in [variant.name for variant in manifest.variants]
+    assert manifest.profile == (1, 8, 32)
     assert manifest.representation == "probability"
     assert manifest.dimensions == {"probability": 5, "fc9": 16}
     assert manifest.labels == model.labels
@@ -116,20 +125,32 @@ def test_a_bundle_says_what_it_is(bundle, model, config):
 def test_a_bundle_keeps_what_was_measured(bundle, model, corpus):
     measured = bundle.manifest.measured
     assert measured["pairs"] == {"corpus": "colours", "split": "val", "count": 30}
-    assert measured["thresholds"] == {"cosine_min": 0.9999, "map_change": 0.0005}
+    assert measured["thresholds"]["fp32"] == {"cosine_min": 0.9999, "cosine_median": 0.9999, "map_change": 0.0005}
     assert measured["test"] == {"pairs": 10, "image_to_text": 0.75, "text_to_image": 0.5, "average": 0.625}
+    assert measured["machine"]["cores"] == os.cpu_count()
     pairs = corpus.part("val")
+    reference = measured["variants"]["onnxruntime-fp32"]
     for output in ("probability", "fc9"):
         expected, found = trained(model, pairs, output), served(bundle, pairs, output)
         for medium in ("image", "text"):
-            figures = measured["parity"][output]["media"][medium]
+            figures = reference["parity"][output]["media"][medium]
             assert figures["rows"] == 30
             assert figures["cosine_min"] == pytest.approx(min(cosines(expected[medium], found[medium])), abs=1e-6)
             assert figures["max_difference"] <= 1e-4
         result = cross_media_map(expected["image"], expected["text"], [pair.label for pair in pairs])
-        directions = measured["parity"][output]["directions"]
+        directions = reference["parity"][output]["directions"]
         assert directions["image_to_text"]["map_torch"] == pytest.approx(result.image_to_text.map, abs=1e-3)
         assert directions["text_to_image"]["map_torch"] == pytest.approx(result.text_to_image.map, abs=1e-3)
+    assert reference["bytes"] == sum(bundle.manifest.files[name].size for name in ("image.onnx", "text.onnx"))
+    assert set(reference["latency"]) == {"image", "text"}
+    assert set(reference["latency"]["image"]) == {"1", "8", "32"}
+    assert reference["pairs_per_second"] > 0
+
+
+def test_variants_are_in_order_of_their_speed(bundle):
+    measured = bundle.manifest.measured["variants"]
+    times = [measured[variant.name]["latency"]["image"]["1"]["p50"] for variant in bundle.manifest.variants]
+    assert times == sorted(times)
 
 
 @pytest.mark.usefixtures("quick")
@@ -161,8 +182,8 @@ def test_options_have_their_effect(bundle, finished_run, corpus, tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_a_limit_spreads_over_the_split(finished_run, tmp_path, monkeypatch):
     compared = []
-    real = export_module.measure
-    monkeypatch.setattr(export_module, "measure", lambda *given: compared.append(given) or real(*given))
+    real = variants_module.measure
+    monkeypatch.setattr(variants_module, "measure", lambda *given: compared.append(given) or real(*given))
     export_bundle(finished_run, tmp_path / "b.dckt", limit=5)
     *_, labels, ids = compared[0]
     # 30 pairs sorted by class, 6 of each: every sixth.
@@ -184,17 +205,22 @@ def test_progress_is_told(finished_run, tmp_path):
             raise AssertionError(text)
 
     export_bundle(finished_run, tmp_path / "b.dckt", limit=20, reporter=Reporter())
-    assert told == [
-        *[("exporting graphs", 2, 1)] * 2,
-        ("comparing images", 20, 16),
-        ("comparing images", 20, 4),
-        ("comparing texts", 20, 16),
-        ("comparing texts", 20, 4),
+    assert told[:6] == [
+        ("reading pairs", 20, 16),
+        ("reading pairs", 20, 4),
+        *[("encoding with PyTorch", 40, 16), ("encoding with PyTorch", 40, 4)] * 2,
     ]
+    assert told[6:8] == [("exporting graphs", 2, 1)] * 2
+    # Two media in two representations.
+    assert told[8:16] == [("comparing onnxruntime-fp32", 80, rows) for rows in (16, 4)] * 4
 
 
-def nothing_is_left(tmp_path, temporary_folder):
-    return list(temporary_folder.iterdir()) == [] and [path.name for path in tmp_path.iterdir()] == ["temporary"]
+def nothing_is_left(tmp_path, temporary_folder, *but):
+    left = sorted(path.name for path in tmp_path.iterdir())
+    return list(temporary_folder.iterdir()) == [] and left == sorted(["temporary", *but])
+
+
+REPORTS = ("b.dckt.refused.html", "b.dckt.refused.json")
 
 
 def corrupt(graph, name):
@@ -210,25 +236,45 @@ def corrupt(graph, name):
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("input_name", "medium"), [("pixels", "image"), ("tokens", "text")])
 def test_one_corrupt_weight_is_refused(finished_run, tmp_path, temporary_folder, monkeypatch, input_name, medium):
-    real = export_module.onnx_from_encoder
+    real = graphs_module.onnx_from_encoder
 
     def spoilt(encoder, example, **options):
         graph = real(encoder, example, **options)
         return corrupt(graph, "network.fc9.linear.weight") if options["input_name"] == input_name else graph
 
-    monkeypatch.setattr(export_module, "onnx_from_encoder", spoilt)
+    monkeypatch.setattr(graphs_module, "onnx_from_encoder", spoilt)
     with pytest.raises(
         ParityError, match=rf"fc9, {medium}: cosine of 30 rows down to 0\.\d+ .* worst rows: \w+ \("
     ) as caught:
         export_bundle(finished_run, tmp_path / "b.dckt")
     other = {"image": "text", "text": "image"}[medium]
     assert f"fc9, {other}: cosine" not in str(caught.value)
-    assert nothing_is_left(tmp_path, temporary_folder)
+    assert nothing_is_left(tmp_path, temporary_folder, *REPORTS)
+    # The report says which layer it is, and for which pair that was looked at.
+    facts = json.loads((tmp_path / REPORTS[1]).read_text())
+    assert facts["variant"] == "onnxruntime-fp32"
+    assert list(facts["drift"]) == [medium]
+    graph = real(load_model(finished_run / "target").image_encoder(), None, input_name=input_name)
+    (spoilt_layer,) = (node.name for node in graph.graph.node if "network.fc9.linear.weight" in node.input)
+    assert facts["drift"][medium].startswith(f"{spoilt_layer} (Gemm): relative error")
+    worst = facts["parity"]["fc9"]["media"][medium]["worst"][0][0]
+    page = (tmp_path / REPORTS[0]).read_text()
+    assert worst in str(caught.value)
+    assert spoilt_layer in page
+    assert spoilt_layer in str(caught.value)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_report_of_a_refusal_goes_when_the_export_passes(finished_run, tmp_path):
+    for name in REPORTS:
+        (tmp_path / name).write_text("of an earlier try")
+    export_bundle(finished_run, tmp_path / "b.dckt", limit=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.dckt"]
 
 
 @pytest.mark.usefixtures("quick")
 def test_numbers_that_are_not_finite_are_refused(finished_run, tmp_path, temporary_folder, monkeypatch):
-    real = export_module.onnx_from_encoder
+    real = graphs_module.onnx_from_encoder
 
     def spoilt(encoder, example, **options):
         graph = real(encoder, example, **options)
@@ -237,14 +283,24 @@ def test_numbers_that_are_not_finite_are_refused(finished_run, tmp_path, tempora
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
         return graph
 
-    monkeypatch.setattr(export_module, "onnx_from_encoder", spoilt)
+    monkeypatch.setattr(graphs_module, "onnx_from_encoder", spoilt)
     with pytest.raises(ParityError, match=r"image\.onnx, pairs blue8 to grey11: .*not finite"):
         export_bundle(finished_run, tmp_path / "b.dckt")
-    assert nothing_is_left(tmp_path, temporary_folder)
+    assert nothing_is_left(tmp_path, temporary_folder, *REPORTS)
+
+
+def test_a_checkpoint_with_nan_is_refused(run_copy, tmp_path):
+    file = run_copy / "target" / "network.safetensors"
+    tensors = load_tensors(file)
+    tensors["fc9.linear.weight"][0, 0] = np.nan
+    save_tensors(file, tensors)
+    with pytest.raises(RunError, match=r"fc9\.linear\.weight of the network holds numbers that are not finite"):
+        export_bundle(run_copy, tmp_path / "b.dckt")
+    assert not (tmp_path / "b.dckt").exists()
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("moment", ["exporting graphs", "comparing images", "comparing texts"])
+@pytest.mark.parametrize("moment", ["exporting graphs", "reading pairs", "comparing onnxruntime-fp32"])
 def test_an_interrupt_leaves_nothing(finished_run, tmp_path, temporary_folder, moment):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner's worker may ignore it
 

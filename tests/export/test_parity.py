@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from dckt.errors import ParityError
-from dckt_export.parity import FP32, Thresholds, check, measure
+from dckt.errors import ConfigError, ParityError
+from dckt_export.parity import Thresholds, failures, measure, read_thresholds
+
+FP32 = read_thresholds()["fp32"]
 
 LABELS = ("a", "a", "b", "b")
 IDS = ("p0", "p1", "p2", "p3")
@@ -31,9 +33,9 @@ def test_a_model_equals_itself():
         assert medium.max_difference == 0
         assert medium.rows == 4
     for direction in parity.directions.values():
-        assert direction.map_torch == direction.map_onnx == 1
+        assert direction.map_torch == direction.map_exported == 1
         assert direction.top10_overlap == 1
-    check({"probability": parity})
+    assert failures({"probability": parity}, FP32) == []
 
 
 def test_cosine_and_difference_of_known_vectors():
@@ -86,7 +88,7 @@ def test_all_zero_vectors_are_equal():
     zero = {medium: np.zeros((4, 2), np.float32) for medium in EXACT}
     parity = measure(zero, zero, LABELS, IDS)
     assert parity.media["image"].cosine_min == 1
-    check({"fc9": parity})
+    assert failures({"fc9": parity}, FP32) == []
 
 
 def test_map_of_both_models():
@@ -95,9 +97,9 @@ def test_map_of_both_models():
     onnx = changed("image", 0, [0, 1])
     directions = measure(EXACT, onnx, LABELS, IDS).directions
     assert directions["image_to_text"].map_torch == 1
-    assert directions["image_to_text"].map_onnx == pytest.approx((3 + 5 / 12) / 4)
+    assert directions["image_to_text"].map_exported == pytest.approx((3 + 5 / 12) / 4)
     # The texts of class a rank the image of p0 last or last but one; those of class b find it first or second.
-    assert directions["text_to_image"].map_onnx < 1
+    assert directions["text_to_image"].map_exported < 1
 
 
 def test_top_ten_overlap():
@@ -143,32 +145,69 @@ def test_other_shapes_are_refused():
 def test_a_refusal_lists_all_that_failed():
     good = measure(EXACT, EXACT, LABELS, IDS)
     bad = measure(EXACT, changed("image", 0, [0, 1]), LABELS, IDS)
-    with pytest.raises(ParityError) as caught:
-        check({"probability": good, "fc9": bad})
-    message = str(caught.value)
-    assert "nothing was written" in message
-    assert "probability" not in message
-    assert "fc9, image: cosine of 4 rows down to 0.000000 (median 1.000000), expected at least 0.9999" in message
-    assert "worst rows: p0 (0.000000)" in message
-    assert "fc9, image to text: MAP 1.0000 became 0.8542 (-0.1458), expected a change below 0.0005" in message
-    assert "fc9, text to image" in message
-    assert "fc9, text: " not in message
+    lines = failures({"probability": good, "fc9": bad}, FP32)
+    assert [line.partition(":")[0] for line in lines] == ["fc9, image", "fc9, image to text", "fc9, text to image"]
+    assert "cosine of 4 rows down to 0.000000 (median 1.000000), expected at least 0.9999" in lines[0]
+    assert "worst rows: p0 (0.000000)" in lines[0]
+    assert "MAP 1.0000 became 0.8542 (-0.1458), expected a change below 0.0005" in lines[1]
 
 
 def test_each_threshold_counts():
-    parity = measure(EXACT, changed("image", 0, [0, 1]), LABELS, IDS)
-    check({"fc9": parity}, Thresholds(cosine_min=0, map_change=1))
-    with pytest.raises(ParityError, match="cosine"):
-        check({"fc9": parity}, Thresholds(cosine_min=0.5, map_change=1))
-    with pytest.raises(ParityError, match="MAP"):
-        check({"fc9": parity}, Thresholds(cosine_min=0, map_change=0.1))
+    parity = {"fc9": measure(EXACT, changed("image", 0, [0, 1]), LABELS, IDS)}
+    assert failures(parity, Thresholds(cosine_min=0, cosine_median=0, map_change=1)) == []
+    (line,) = failures(parity, Thresholds(cosine_min=0.5, cosine_median=0, map_change=1))
+    assert "cosine of 4 rows down to" in line
+    assert all("MAP" in line for line in failures(parity, Thresholds(cosine_min=0, cosine_median=0, map_change=0.1)))
+    half = {"fc9": measure(EXACT, {**EXACT, "image": EXACT["text"][::-1]}, LABELS, IDS)}
+    (line,) = failures(half, Thresholds(cosine_min=0, cosine_median=0.9, map_change=1.1))
+    assert "fc9, image: median cosine of 4 rows 0." in line
 
 
-def test_the_thresholds_of_float32():
-    assert dataclasses.asdict(FP32) == {"cosine_min": 0.9999, "map_change": 0.0005}
+def test_a_medium_beside_image_and_text_is_compared_by_direction():
+    base = {**EXACT, "audio": EXACT["image"]}
+    turned = {**base, "audio": changed("image", 3, [1, 0])["image"]}
+    parity = measure(base, turned, LABELS, IDS)
+    assert parity.media["audio"].worst[0][0] == "p3"
+    assert [line.partition(":")[0] for line in failures({"fc9": parity}, FP32)] == ["fc9, audio"]
+
+
+def test_the_thresholds_of_each_precision():
+    found = {name: dataclasses.astuple(one) for name, one in read_thresholds().items()}
+    assert found == {
+        "fp32": (0.9999, 0.9999, 0.0005),
+        "fp16": (0.999, 0.999, 0.002),
+        "bf16": (0.999, 0.999, 0.001),
+        "int8": (0.95, 0.99, 0.005),
+    }
     turned = math.acos(0.9998)
     onnx = changed("image", 0, [math.cos(turned), math.sin(turned)])
     parity = measure(EXACT, onnx, LABELS, IDS)
-    assert parity.directions["image_to_text"].map_onnx == 1
-    with pytest.raises(ParityError, match=r"probability, image: cosine of 4 rows down to 0\.999800"):
-        check({"probability": parity})
+    assert parity.directions["image_to_text"].map_exported == 1
+    (line,) = failures({"probability": parity}, FP32)
+    assert "probability, image: cosine of 4 rows down to 0.999800" in line
+
+
+def test_own_thresholds_replace_only_what_they_name(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[int8]\ncosine_min = 0.5\n")
+    found = read_thresholds(file)
+    assert found["int8"] == Thresholds(cosine_min=0.5, cosine_median=0.99, map_change=0.005)
+    assert found["fp16"] == read_thresholds()["fp16"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[int4]\ncosine_min = 0.5", "expected tables fp32, fp16, bf16, int8"),
+        ("[int8]\ncosine = 0.5", "with cosine_min, cosine_median, map_change"),
+        ("int8 = 3", "with cosine_min, cosine_median, map_change"),
+        ("[int8]\ncosine_min = 2.0", "cosine_min of .int8. is 2.0; expected a number from 0 to 1"),
+        ("[int8]\ncosine_min = true", "is True"),
+        ("[int8", "mine.toml"),
+    ],
+)
+def test_thresholds_that_make_no_sense_are_refused(tmp_path, text, message):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_thresholds(file)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dckt.bundle import BUNDLE_VERSION, Bundle, write_bundle
+from dckt.bundle import BUNDLE_VERSION, DEFAULT_VARIANT, Bundle, Graph, Variant, graph_file, write_bundle
 from dckt.errors import BundleCorruptError, BundleError, BundleVersionError, ConfigError
 from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
 
@@ -34,6 +34,13 @@ def write(destination: Path, **changes: Any) -> Bundle:
         "measured": {"parity": {"cosine": 0.9999}},
     }
     return write_bundle(destination, **{**arguments, **changes})
+
+
+FP32 = {medium: Graph(file=f"{medium}.onnx", layers={"fp32": 9}) for medium in ("image", "text")}
+FP16 = {medium: Graph(file=f"{medium}.fp16.onnx", layers={"fp16": 8, "fp32": 1}) for medium in ("image", "text")}
+FP16_FILES: dict[str, Path | bytes] = {"image.fp16.onnx": b"half image", "text.fp16.onnx": b"half text"}
+BF16_VARIANT = Variant(name="openvino-bf16", runtime="openvino", graph="fp32", precision="bf16")
+FP16_VARIANT = Variant(name="onnxruntime-fp16", runtime="onnxruntime", graph="fp16", precision="fp16")
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
@@ -128,6 +135,164 @@ def test_measured_is_kept_as_json_keeps_it(tmp_path: Path) -> None:
     assert Bundle.open(tmp_path / "a").manifest.measured == {"9": [1, 2], "10": None, "né": "\ud800"}
 
 
+# --- graphs and variants ------------------------------------------------------------------------------------------
+
+
+def test_by_default_a_bundle_has_fp32_graphs_on_onnx_runtime(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "a").manifest
+    assert manifest.graphs == {"fp32": {name: Graph(file=f"{name}.onnx", layers={}) for name in ("image", "text")}}
+    assert manifest.variants == (DEFAULT_VARIANT,)
+    assert DEFAULT_VARIANT.name == "onnxruntime-fp32"
+    assert manifest.profile == (1, 8, 32)
+
+
+def test_graphs_in_several_precisions(tmp_path: Path) -> None:
+    variants = [BF16_VARIANT, DEFAULT_VARIANT, FP16_VARIANT]
+    written = write(
+        tmp_path / "a",
+        files={**FILES, **FP16_FILES, "text.fp16.onnx.data": b"weights", "report.html": b"<html>"},
+        graphs={"fp32": FP32, "fp16": FP16},
+        variants=variants,
+        profile=(2, 4, 4),
+    )
+    bundle = Bundle.open(tmp_path / "a")
+    assert bundle == written
+    assert bundle.manifest.graphs == {"fp32": FP32, "fp16": FP16}
+    assert bundle.manifest.variants == tuple(variants), "in their order"
+    assert bundle.manifest.profile == (2, 4, 4)
+    assert bundle.graph("image", "fp16").read_bytes() == b"half image"
+    assert bundle.graph("text").read_bytes() == b"text graph"
+    assert set(bundle.manifest.files) == {*FILES, *FP16_FILES, "text.fp16.onnx.data", "report.html"}
+    for medium, precision in (("image", "int8"), ("audio", "fp32")):
+        with pytest.raises(BundleError, match=f"no graph {medium} {precision}, only image fp32, .*text fp16"):
+            bundle.graph(medium, precision)
+
+
+def test_another_medium(tmp_path: Path) -> None:
+    files = {**FILES, "audio.onnx": b"audio graph"}
+    graphs = {"fp32": {**FP32, "audio": Graph(file="audio.onnx", layers={"fp32": 1})}}
+    bundle = write(tmp_path / "a", files=files, graphs=graphs)
+    assert bundle.graph("audio").read_bytes() == b"audio graph"
+    assert bundle.manifest.model_id != write(tmp_path / "b").manifest.model_id
+
+
+@pytest.mark.parametrize(
+    ("medium", "precision", "name"),
+    [("image", "fp32", "image.onnx"), ("image", "fp16", "image.fp16.onnx"), ("text", "int8", "text.int8.onnx")],
+)
+def test_names_of_graphs(medium: str, precision: str, name: str) -> None:
+    assert graph_file(medium, precision) == name
+
+
+def test_other_precisions_and_files_keep_the_model_id(tmp_path: Path) -> None:
+    """So an index fits every variant of a bundle, and a bundle that was exported again with more of them."""
+    plain = write(tmp_path / "plain", files={**FILES, "image.onnx.data": b"weights"})
+    files = {**FILES, **FP16_FILES, "image.onnx.data": b"weights", "image.fp16.onnx.data": b"x", "report.html": b"y"}
+    more = write(
+        tmp_path / "more",
+        files=files,
+        graphs={"fp16": FP16, "fp32": FP32},
+        variants=[FP16_VARIANT, DEFAULT_VARIANT],
+        profile=(1, 1, 1),
+    )
+    assert more.manifest.model_id == plain.manifest.model_id
+    assert Bundle.open(more.path).manifest.model_id == plain.manifest.model_id
+
+
+def version_1(folder: Path) -> dict[str, Any]:
+    """Turns a bundle into one of format 1, as it was written then."""
+    content = manifest_of(folder)
+    for name in ("graphs", "variants", "profile"):
+        del content[name]
+    content["version"] = 1
+    graphs = {name: entry["sha256"] for name, entry in content["files"].items() if name != "vocabulary.txt"}
+    parts = {
+        "graphs": graphs,
+        "vocabulary": content["files"]["vocabulary.txt"]["sha256"],
+        "image": content["image"],
+        "text": {"max_tokens": content["text"]["max_tokens"]},
+        "representation": content["representation"],
+    }
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    content["model_id"] = hashlib.sha256(canonical.encode()).hexdigest()
+    resign(folder, content)
+    return content
+
+
+def test_format_1_still_opens_and_keeps_its_model_id(tmp_path: Path) -> None:
+    files = {**FILES, "image.onnx.data": b"weights"}
+    present = write(tmp_path / "a", files=files)
+    old = version_1(present.path)
+    bundle = Bundle.open(present.path)
+    assert bundle.manifest == present.manifest
+    assert bundle.manifest.model_id == old["model_id"]
+    assert bundle.graph("image").read_bytes() == b"image graph"
+
+
+def test_format_1_counted_every_file(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", files={**FILES, "weights.bin": b"of a graph, under a name of its own"}).path
+    old = version_1(folder)
+    assert Bundle.open(folder).manifest.model_id == old["model_id"]
+
+
+@pytest.mark.parametrize("field", ["graphs", "variants", "profile"])
+def test_format_1_has_no_fields_of_format_2(tmp_path: Path, field: str) -> None:
+    folder = write(tmp_path / "a").path
+    newer = manifest_of(folder)
+    resign(folder, {**version_1(folder), field: newer[field]})
+    with pytest.raises(BundleCorruptError, match="holds the fields"):
+        Bundle.open(folder)
+
+
+GRAPH = {"file": "image.onnx", "layers": {}}
+ENTRY = {"name": "onnxruntime-fp32", "runtime": "onnxruntime", "graph": "fp32", "precision": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("graphs", [], "expected dict"),
+        ("graphs", {}, "needs fp32 graphs"),
+        ("graphs", {"fp32": {"image": GRAPH}}, "needs fp32 graphs of image, text"),
+        ("graphs", {"fp32": {"image": GRAPH, "text": GRAPH}}, "a file for each"),
+        ("graphs", {"fp32": {"image": GRAPH, "text": {**GRAPH, "file": "vocabulary.txt"}}}, "a file for each"),
+        ("graphs", {"fp32": {"image": GRAPH, "text": {**GRAPH, "file": "nowhere.onnx"}}}, r"needs \['nowhere\.onnx'\]"),
+        ("graphs", {"fp32": {"image": GRAPH, "text": {"file": "text.onnx"}}}, "holds the fields"),
+        ("graphs", {"fp32": {"image": GRAPH, "text": {"file": 1, "layers": {}}}}, "expected str"),
+        ("graphs", {"fp32": {"image": GRAPH, "text": "text.onnx"}}, "expected dict"),
+        ("graphs", {"fp32": {"image": {**GRAPH, "layers": {"fp32": "2"}}}}, "expected int"),
+        ("graphs", {"fp32": {"image": {**GRAPH, "layers": {"fp32": -1}}}}, "layers are"),
+        ("graphs", {"fp32": {"image": {**GRAPH, "layers": {"fp64": 1}}}}, "layers are"),
+        ("variants", {}, "expected list"),
+        ("variants", [], "at least one"),
+        ("variants", [ENTRY, ENTRY], "each once"),
+        ("variants", ["onnxruntime-fp32"], "expected"),
+        ("variants", [{**ENTRY, "speed": 1}], "holds the fields"),
+        ("variants", [{**ENTRY, "name": None}], "expected str"),
+        ("variants", [{**ENTRY, "name": "fast"}], "is to be called onnxruntime-fp32"),
+        ("variants", [{**ENTRY, "runtime": "torch"}], "runtime is 'torch', expected onnxruntime, openvino, tensorrt"),
+        ("variants", [{**ENTRY, "precision": "bf16"}], "onnxruntime has no 'bf16' from graphs in 'fp32'"),
+        ("variants", [{**ENTRY, "graph": "bf16", "precision": "bf16"}], "no 'bf16' from graphs in 'bf16'"),
+        (
+            "variants",
+            [{**ENTRY, "graph": "fp16", "precision": "fp16", "name": "onnxruntime-fp16"}],
+            "needs fp16 graphs",
+        ),
+        ("profile", [1, 8], "expected 3 of int"),
+        ("profile", [1, 8.0, 32], "expected 3 of int"),
+        ("profile", [True, 8, 32], "expected 3 of int"),
+        ("profile", [0, 8, 32], "1 <= min <= opt <= max"),
+        ("profile", [8, 1, 32], "1 <= min <= opt <= max"),
+        ("profile", [1, 32, 8], "1 <= min <= opt <= max"),
+    ],
+    ids=str,
+)
+def test_wrong_graphs_and_variants(tiny_bundle_copy: Path, field: str, value: object, message: str) -> None:
+    resign(tiny_bundle_copy, {**manifest_of(tiny_bundle_copy), field: value})
+    with pytest.raises(BundleCorruptError, match=rf"manifest\.json: .*{message}"):
+        Bundle.open(tiny_bundle_copy)
+
+
 # --- refusing to write --------------------------------------------------------------------------------------------
 
 
@@ -148,6 +313,17 @@ def test_measured_is_kept_as_json_keeps_it(tmp_path: Path) -> None:
         ({"measured": {"map": float("nan")}}, "finite"),
         ({"measured": {"map": {1, 2}}}, "must be JSON"),
         ({"produced_by": {"dckt": 1}}, "expected str"),
+        ({"graphs": {"fp16": FP16}}, "needs fp32 graphs"),
+        ({"graphs": {"fp32": FP32, "bf16": FP16}}, "expected fp32, fp16, int8"),
+        ({"graphs": {"fp32": FP32, "fp16": FP16}}, r"needs \['image\.fp16\.onnx', 'text\.fp16\.onnx'\]"),
+        ({"graphs": {"fp32": FP32, "fp16": {"image": FP16["image"]}}}, r"fp16 graphs are of \['image'\]"),
+        (
+            {"graphs": {"fp32": {**FP32, "audio": FP16["text"]}, "fp16": FP32}},
+            r"fp16 graphs are of \['image', 'text'\]",
+        ),
+        ({"variants": [FP16_VARIANT]}, "'onnxruntime-fp16' needs fp16 graphs"),
+        ({"variants": []}, "at least one"),
+        ({"profile": (2, 1, 3)}, "min <= opt <= max"),
     ],
     ids=str,
 )

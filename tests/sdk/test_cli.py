@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -181,6 +182,7 @@ def test_bad_lines_are_listed_with_their_lines(run, tiny_bundle, tmp_path):
         (["index", "B", "I", "--texts", "T", "--batch-size", "0"], "batch_size is 0"),
         (["index", "B", "I", "--texts", "T", "--threads", "0"], "threads is 0"),
         (["index", "B", "I", "--texts", "T", "--device", "tpu"], "device is 'tpu'"),
+        (["index", "B", "I", "--texts", "T", "--variant", "fast"], "variant 'fast' is not in this bundle"),
         (["search", "B", "I", "x.png"], "is no index"),
         (["search", "missing.dckt", "I", "x.png"], "missing.dckt"),
         (["inspect", "."], "neither a bundle"),
@@ -236,6 +238,99 @@ def test_inspect_a_bundle(run, tiny_bundle):
         assert part in out
 
 
+FIGURES = {"cosine_min": 0.999912, "max_difference": 0.0012}
+PARITY = {"fc9": {"media": {"image": FIGURES, "text": {**FIGURES, "cosine_min": 0.75}}}}
+PARITY["fc9"]["directions"] = {"image_to_text": {"map_torch": 0.5, "map_exported": 0.501}}
+MEASURED = {
+    "test": {"pairs": 20},
+    "variants": {
+        "onnxruntime-fp32": {"bytes": 1796, "parity": PARITY, "latency": {"image": {"1": {"p50": 0.0125, "runs": 7}}}},
+        "openvino-int8": {"parity": {}, "refused": ["fc9: MAP 0.5000 became 0.4000"]},
+    },
+}
+
+
+def test_inspect_a_bundle_of_several_variants(run, bundle_with):
+    path = bundle_with(["openvino-bf16", "onnxruntime-fp32", "onnxruntime-fp16"], measured=MEASURED).path
+    about = json.loads(run("inspect", path, "--json")[1])
+    assert about["format_version"] == 2
+    assert about["measured"] == MEASURED
+    assert [variant["name"] for variant in about["variants"]] == [
+        "openvino-bf16",
+        "onnxruntime-fp32",
+        "onnxruntime-fp16",
+    ]
+    size = sum(about["files"][name]["size"] for name in ("image.fp16.onnx", "text.fp16.onnx"))
+    assert about["precisions"]["fp16"] == {"share": 0.9, "bytes": size}
+    graph = about["graphs"]["fp16"]["image"]
+    assert graph["inputs"] == [{"name": "pixels", "dtype": "uint8", "shape": [None, 8, 8, 3]}]
+    assert {port["name"]: port["shape"] for port in graph["outputs"]} == {"probability": [None, 4], "fc9": [None, 6]}
+    assert about["engines"] == []
+    out = run("inspect", path)[1]
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    for line in (
+        "fp16 90.0% 1.8 kB 100.0%",
+        "image.fp16.onnx 9 fp16, 1 fp32 686 B",
+        "text.onnx tokens int64 (any, any) probability float32 (any, 4); fc9 float32 (any, 6)",
+        "openvino-bf16 openvino fp32 bf16",
+        "parity, fc9, media",
+        "onnxruntime-fp32 image 0.999912 0.0012",
+        "text 0.75 0.0012",
+        "onnxruntime-fp32 0.5 0.501",
+        "onnxruntime-fp32 0.0125 7",
+        "openvino-int8 fc9: MAP 0.5000 became 0.4000",
+        "test / pairs 20",
+        f"image.onnx 686 B {about['files']['image.onnx']['sha256'][:16]}",
+    ):
+        assert line in lines
+    start = lines.index("variants, fastest on a CPU first") + 2
+    assert [line.split()[0] for line in lines[start : start + 3]] == [
+        "openvino-bf16",
+        "onnxruntime-fp32",
+        "onnxruntime-fp16",
+    ]
+    assert "profile engines take batches of 1 to 32, and are fastest at 8" in lines
+
+
+@pytest.mark.parametrize("measured", [{}, {"variants": 3}, {"variants": {"a": 1, "b": {"c": [1]}, "d": {"e": None}}}])
+def test_inspect_takes_whatever_was_measured(run, bundle_with, measured):
+    code, out, err = run("inspect", bundle_with(["onnxruntime-fp32"], measured=measured).path)
+    assert (code, err) == (0, "")
+    assert "onnxruntime-fp32" in out
+
+
+def test_inspect_finds_engines(run, bundle_with):
+    path = bundle_with(["onnxruntime-fp32"]).path
+    for name, text in (("abc", "{}"), (".partial", "{}")):
+        (path / "engines" / name).mkdir(parents=True)
+        (path / "engines" / name / "engine.json").write_text(text)
+    [engine] = json.loads(run("inspect", path, "--json")[1])["engines"]
+    assert engine["name"] == "abc"
+    assert "build it again" in engine["error"]
+    assert "abc" in run("inspect", path)[1]
+
+
+def test_inspect_a_bundle_of_format_1(run, tiny_bundle_copy):
+    content = json.loads((tiny_bundle_copy / "manifest.json").read_text())
+    for name in ("graphs", "variants", "profile", "checksum"):
+        del content[name]
+    content["version"] = 1
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content["checksum"] = hashlib.sha256(canonical.encode()).hexdigest()
+    (tiny_bundle_copy / "manifest.json").write_text(json.dumps(content))
+    assert json.loads(run("inspect", tiny_bundle_copy, "--json")[1])["format_version"] == 1
+    assert "not counted" in run("inspect", tiny_bundle_copy)[1]
+
+
+def test_the_variant_that_searched_is_named(run, bundle_with, tmp_path, texts):
+    bundle = bundle_with(["onnxruntime-fp32", "onnxruntime-int8"]).path
+    arguments = ["--device", "cpu", "--variant", "onnxruntime-int8"]
+    assert run("index", bundle, tmp_path / "i", "--texts", texts, *arguments)[0] == 0
+    found = run("search", bundle, tmp_path / "i", "-t", "red", "--media", "text", "--json", *arguments)[1]
+    assert json.loads(found)["provider"] == "onnxruntime-int8 on CPU"
+    assert "onnxruntime-fp32 on CPU" in run("search", bundle, tmp_path / "i", "-t", "red", "--media", "text")[1]
+
+
 def test_recall_of_a_graph_is_shown(run, tiny_bundle, tmp_path, pictures):
     run("index", tiny_bundle, tmp_path / "i", "--images", pictures, "--kind", "hnsw")
     about = json.loads(run("inspect", tmp_path / "i", "--json")[1])["media"]["image"]
@@ -272,7 +367,7 @@ def test_help_loads_nothing_heavy():
         "import sys; sys.argv = ['dckt', '--help']\n"
         "from dckt.cli import main\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "print(sorted({'onnxruntime', 'hnswlib', 'PIL', 'torch', 'numpy'} & set(sys.modules)))"
+        "print(sorted({'onnxruntime', 'openvino', 'hnswlib', 'PIL', 'torch', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

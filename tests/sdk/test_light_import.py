@@ -12,6 +12,7 @@ import pytest
 import dckt
 
 FORBIDDEN = ("torch", "torchvision", "gensim", "onnx", "onnxscript", "safetensors", "matplotlib", "pyarrow")
+FORBIDDEN += ("openvino", "tensorrt", "cuda")  # runtimes that are extras of the SDK
 MODULES = sorted(module.name for module in pkgutil.walk_packages(dckt.__path__, "dckt."))
 BLOCK = f"""
 import sys
@@ -58,7 +59,7 @@ print(bundle.manifest.labels[vectors[0].argmax()])
 
 
 def test_import_loads_nothing_heavy() -> None:
-    heavy = "numpy", "PIL", "onnxruntime", "hnswlib", "typer", "rich", "importlib.metadata"
+    heavy = "numpy", "PIL", "onnxruntime", "openvino", "hnswlib", "typer", "rich", "importlib.metadata"
     assert python(f"import sys, dckt\nprint([name for name in {heavy!r} if name in sys.modules])") == "[]\n"
 
 

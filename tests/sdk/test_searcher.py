@@ -14,6 +14,7 @@ from dckt.bundle import Bundle, write_bundle
 from dckt.collect import Collection, Item
 from dckt.errors import (
     BundleCorruptError,
+    BundleError,
     ConfigError,
     ImageError,
     IndexFolderError,
@@ -359,9 +360,32 @@ def test_open_what_was_created(tiny_bundle, tmp_path, colour_images):
     with Searcher.open(str(tiny_bundle), str(tmp_path / "i"), threads=1) as searcher:
         assert searcher.search(text="red") == expected
         assert searcher.index.info().kind == "hnsw"
-        assert searcher.providers == {"image": "CPUExecutionProvider", "text": "CPUExecutionProvider"}
+        assert searcher.providers == dict.fromkeys(["image", "text"], "onnxruntime-fp32 on CPU")
     with pytest.raises(ProviderError, match="closed"):
         searcher.search(text="red")
+
+
+@pytest.mark.usefixtures("openvino")
+def test_one_index_for_every_variant(bundle_with, tmp_path, colour_images):
+    names = ["onnxruntime-fp32", "openvino-fp32", "openvino-int8", "onnxruntime-int8"]
+    bundle = bundle_with(names).path
+    with Searcher.create(bundle, tmp_path / "i", variant="openvino-fp32", device="cpu", threads=1) as searcher:
+        assert searcher.providers == dict.fromkeys(["image", "text"], "openvino-fp32 on CPU")
+        searcher.add_images(list(colour_images.values()), ids=list(colour_images))
+        searcher.add_texts(["a red bag"], ids=["red"])
+    for name in names:
+        with Searcher.open(bundle, tmp_path / "i", variant=name, device="cpu", threads=1) as searcher:
+            assert set(searcher.providers.values()) == {f"{name} on CPU"}
+            assert ids(searcher.search(colour_images["red"])) == ["red"]
+            assert ids(searcher.search(text="red", k=1)) == ["red"]
+    with Searcher.replacing(bundle, tmp_path / "i", variant="onnxruntime-int8", device="cpu") as searcher:
+        assert set(searcher.providers.values()) == {"onnxruntime-int8 on CPU"}
+
+
+def test_a_variant_that_the_bundle_does_not_have(tiny_bundle, tmp_path):
+    Searcher.create(tiny_bundle, tmp_path / "i").close()
+    with pytest.raises(BundleError, match="'openvino-bf16' is not in this bundle; it has onnxruntime-fp32"):
+        Searcher.open(tiny_bundle, tmp_path / "i", variant="openvino-bf16")
 
 
 def test_an_index_of_another_model_is_refused(tiny_bundle, tmp_path):

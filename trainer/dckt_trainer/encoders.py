@@ -1,6 +1,6 @@
 """A domain's encoders, whole: from pixels and from token ids to the common representation. What is exported.
 
-Shape letters: B batch, S side, L tokens, C classes, D width.
+Shape letters: B batch, S side, L tokens, V width of a vector, C classes, D width.
 """
 
 from __future__ import annotations
@@ -39,6 +39,19 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The common representations of texts."""
         return self.network.represent("text", self.cnn(tokens))
+
+
+class VectorEncoder(nn.Module):
+    """Vectors (B, V) float32 of any other medium to class probabilities (B, C) and fc9 (B, D), float32."""
+
+    def __init__(self, medium: str, network: DomainNetwork) -> None:
+        super().__init__()
+        self.medium, self.network = medium, network
+        self.eval()
+
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The common representations of vectors."""
+        return self.network.represent(self.medium, vectors)
 
 
 def encode(encoder: nn.Module, batch: Tensor) -> dict[str, Tensor]:

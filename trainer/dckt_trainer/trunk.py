@@ -59,7 +59,8 @@ class Trunk(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalises, convolves, averages to the grid, flattens."""
-        scaled = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        # Float first: TensorRT takes uint8 for nothing but a cast.
+        scaled = (pixels.float().permute(0, 3, 1, 2) / 255 - self.mean) / self.std
         maps: Tensor = self.body(scaled)
         if self.grid == 1:  # the same numbers as pooling, but an exported mean is one node and not eight
             means: Tensor = maps.mean((2, 3))

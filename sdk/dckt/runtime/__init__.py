@@ -36,12 +36,19 @@ class Encoder(Protocol):
         ...
 
     @property
+    def variant(self) -> str:
+        """Runtime and the precision that it computes in, for example ``"openvino-bf16"``."""
+        ...
+
+    @property
     def provider(self) -> str:
         """What the graph really runs on, for example ``"CPUExecutionProvider"``."""
         ...
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Vectors (B, dimension), float32, finite, of a batch whose first axis is B; B may be 0.
+
+        The array is the caller's own: no later call writes to it.
 
         Raises:
             ItemError: the batch has another dtype or shape than the graph takes, or a vector is not finite.

@@ -25,6 +25,27 @@ Provider = tuple[str, dict[str, Any]]
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
+def check_device(device: str) -> None:
+    """Refuses a device that is none of :data:`DEVICES`.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if device not in DEVICES:
+        raise ConfigError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
+
+
+def cuda_devices() -> int:
+    """How many GPUs NVIDIA's driver offers to this process; 0 without a driver. No memory is taken on them."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else count.value
+
+
 def resolve_providers(device: str) -> tuple[Provider, ...]:
     """Providers to ask a session for, best first, each with its options.
 
@@ -36,8 +57,7 @@ def resolve_providers(device: str) -> tuple[Provider, ...]:
         ConfigError: another device.
         ProviderError: ``"cuda"`` and an ONNX Runtime without it.
     """
-    if device not in DEVICES:
-        raise ConfigError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
+    check_device(device)
     built_with_cuda = CUDA in onnxruntime.get_available_providers()
     if device == "cuda" and not built_with_cuda:
         raise ProviderError(explain_no_cuda())

@@ -1,0 +1,135 @@
+"""What an export came to, as tables: for the terminal, for report.html, and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from dckt.report import Cell, Table
+from dckt_export.parity import Thresholds
+from dckt_export.variants import Outcome
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    """All that was found of a variant, as JSON holds it."""
+    return {
+        "precision": outcome.variant.precision,
+        "graph": outcome.variant.graph,
+        "bytes": outcome.bytes,
+        "build_seconds": outcome.build_seconds,
+        "parity": {output: asdict(parity) for output, parity in outcome.parity.items()},
+        "refused": list(outcome.refused),
+        **(
+            {
+                "latency": {
+                    medium: {str(size): asdict(one) for size, one in of.items()}
+                    for medium, of in outcome.latency.items()
+                },
+                "pairs_per_second": outcome.pairs_per_second,
+            }
+            if outcome.latency
+            else {}
+        ),
+    }
+
+
+def tables(outcomes: Sequence[Outcome], pairs: str) -> list[Table]:
+    """The variants side by side: size and speed, then vectors, then rankings, then what was refused.
+
+    Args:
+        outcomes: of every variant that was tried, the first of them the float32 graphs on ONNX Runtime.
+        pairs: which pairs they were compared on, in words.
+    """
+    found = [_speed(outcomes), _vectors(outcomes, pairs), _rankings(outcomes)]
+    refused = [(outcome.variant.name, line) for outcome in outcomes for line in outcome.refused]
+    return [*found, Table("Refused by the gate", ["variant", "why"], refused)] if refused else found
+
+
+def rich_table(table: Table) -> RichTable:
+    """The same table for the terminal."""
+    shown = RichTable(title=table.title, caption=table.note or None)
+    for place, column in enumerate(table.columns):
+        words = any(str(row[place] or 0)[:1].isalpha() for row in table.rows)
+        shown.add_column(column, justify="left" if words else "right", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(_text(cell) for cell in row))
+    return shown
+
+
+def thresholds_table(thresholds: Mapping[str, Thresholds]) -> Table:
+    """What each precision had to keep."""
+    rows = [(name, one.cosine_min, one.cosine_median, one.map_change) for name, one in thresholds.items()]
+    return Table(
+        "Thresholds of the gate",
+        ["precision", "cosine of every row at least", "median at least", "MAP changes by less than"],
+        rows,
+    )
+
+
+def _speed(outcomes: Sequence[Outcome]) -> Table:
+    base = outcomes[0]
+    sizes = list(base.latency["image"]) if base.latency else []
+    rows: list[tuple[Cell, ...]] = []
+    for outcome in outcomes:
+        # Speed says nothing about what gives other vectors.
+        cells: list[Cell] = [
+            outcome.variant.name,
+            outcome.bytes / 1e6,
+            outcome.bytes / base.bytes,
+            outcome.build_seconds,
+        ]
+        for medium in base.latency:
+            for size in sizes:
+                latency = outcome.latency.get(medium, {}).get(size)
+                cells.append(f"{1000 * latency.p50:.1f} / {1000 * latency.p95:.1f}" if latency else None)
+        rows.append((*cells, outcome.pairs_per_second if outcome.latency else None))
+    columns = [f"{medium} x{size}, ms" for medium in base.latency for size in sizes]
+    return Table(
+        "Size and speed",
+        ["variant", "MB", "of fp32", "build, s", *columns, "pairs/s"],
+        rows,
+        note="Milliseconds for a batch of so many, median / 95 of 100, on the CPU of this machine, every core. "
+        f"pairs/s: pictures and texts together, in batches of {sizes[-1] if sizes else '-'}.",
+    )
+
+
+def _vectors(outcomes: Sequence[Outcome], pairs: str) -> Table:
+    rows = [
+        (outcome.variant.name, output, medium, row.cosine_min, row.cosine_p1, row.cosine_median, row.max_difference)
+        for outcome in outcomes
+        for output, parity in outcome.parity.items()
+        for medium, row in parity.media.items()
+    ]
+    columns = ["variant", "representation", "medium", "cosine min", "1 %", "median", "largest difference"]
+    shown = [(*row[:3], *(f"{value:.6f}" for value in row[3:6]), f"{row[6]:.1e}") for row in rows]
+    return Table(f"Vectors beside PyTorch's, {pairs}", columns, shown)
+
+
+def _rankings(outcomes: Sequence[Outcome]) -> Table:
+    rows = []
+    for outcome in outcomes:
+        for output, parity in outcome.parity.items():
+            for direction, row in parity.directions.items():
+                change = row.map_exported - row.map_torch
+                rows.append(
+                    (
+                        outcome.variant.name,
+                        output,
+                        direction.replace("_", " "),
+                        f"{row.map_torch:.4f}",
+                        f"{row.map_exported:.4f}",
+                        f"{change:+.4f}",
+                        f"{row.top10_overlap:.1%}",
+                    )
+                )
+    columns = ["variant", "representation", "direction", "MAP PyTorch", "MAP exported", "change", "top 10 kept"]
+    return Table("Rankings beside PyTorch's", columns, rows)
+
+
+def _text(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:,.4g}" if isinstance(cell, float) else str(cell)

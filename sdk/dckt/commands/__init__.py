@@ -1,0 +1,1 @@
+"""Commands of ``dckt`` that have a module of their own."""
