@@ -302,6 +302,11 @@ def _fp16(fp32: _Graphs, calibrated: Inputs, folder: Path, reporter: Reporter) -
 
 def _int8(gate: _Gate, fp32: _Graphs, calibrated: Inputs, folder: Path) -> tuple[_Graphs, list[Outcome]]:
     """Quantised graphs, and what came of them; the data of as few layers as possible stays float."""
+    noise = fp32.files.keys() - {"image", "text"}
+    if noise:
+        raise ConfigError(
+            f"int8 of {', '.join(sorted(noise))}: there are no pairs to calibrate on; export without int8"
+        )
     start = time.perf_counter()
     batches = sum(len(calibrated.batches[medium]) for medium in fp32.files)
     with gate.reporter.task("calibrating int8", PASSES * batches) as advance:

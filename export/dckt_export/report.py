@@ -121,12 +121,13 @@ def _rankings(outcomes: Sequence[Outcome]) -> Table:
                         direction.replace("_", " "),
                         f"{row.map_torch:.4f}",
                         f"{row.map_exported:.4f}",
-                        f"{change:+.4f}",
+                        f"{change:+.4f} ± {row.interval:.4f}",
                         f"{row.top10_overlap:.1%}",
                     )
                 )
     columns = ["variant", "representation", "direction", "MAP PyTorch", "MAP exported", "change", "top 10 kept"]
-    return Table("Rankings beside PyTorch's", columns, rows)
+    note = "Change: with the half of its 95 % interval, from the differences of the queries' AP."
+    return Table("Rankings beside PyTorch's", columns, rows, note=note)
 
 
 def _text(cell: Cell) -> str:

@@ -36,6 +36,7 @@ MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.txt"
 MEDIA: tuple[Literal["image"], Literal["text"]] = ("image", "text")  # those of every bundle; it may have more
 PRECISIONS = ("fp32", "fp16", "int8")  # that a graph may be written in
+LAYER_PRECISIONS = (*PRECISIONS, "int8 weights")
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
 PROFILE = (1, 8, 32)
 
@@ -62,15 +63,16 @@ class Graph:
     Attributes:
         file: its path in the bundle.
         layers: how many convolutions and matrix products compute in each precision, such as
-            ``{"fp16": 17, "fp32": 1}``; empty where nobody counted.
+            ``{"fp16": 17, "fp32": 1}``; empty where nobody counted. ``int8 weights`` are those that store their weights
+            in int8 and compute in float.
     """
 
     file: str
     layers: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        if not set(self.layers) <= set(PRECISIONS) or min(self.layers.values(), default=0) < 0:
-            raise BundleError(f"layers are {dict(self.layers)}; expected counts of {', '.join(PRECISIONS)}")
+        if not set(self.layers) <= set(LAYER_PRECISIONS) or min(self.layers.values(), default=0) < 0:
+            raise BundleError(f"layers are {dict(self.layers)}; expected counts of {', '.join(LAYER_PRECISIONS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

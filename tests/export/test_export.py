@@ -3,29 +3,35 @@
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import numpy_helper
 
 from dckt import __version__
 from dckt.bundle import Bundle
-from dckt.errors import BundleError, ConfigError, CorpusError, ParityError, RunError
+from dckt.errors import BundleError, ConfigError, CorpusError, ParityError, ProviderError, RunError
 from dckt.metrics import cross_media_map
 from dckt.preprocessing import image_batch, register_tokenizer, text, token_batch
+from dckt.runtime.choice import open_encoders
 from dckt.runtime.onnx import OnnxEncoder
 from dckt_export import export as export_module
 from dckt_export import graphs as graphs_module
 from dckt_export import variants as variants_module
+from dckt_export.graphs import parts
+from dckt_export.precision import layer_precisions
 from dckt_trainer.checkpoint import load_tensors, save_tensors
 from dckt_trainer.config import dump_config
 from dckt_trainer.encoders import encode
-from dckt_trainer.model import load_model
+from dckt_trainer.model import load_model, save_model
+from dckt_trainer.network import DomainNetwork
 
 # Latency is measured in the shortest way; test_latency.py has the rest.
 export_bundle = partial(export_module.export_bundle, seconds=0)
@@ -332,6 +338,158 @@ def test_an_existing_bundle_stays_unless_forced(finished_run, bundle, tmp_path):
     export_bundle(finished_run, out, representation="fc9", limit=3, force=True)
     assert Bundle.open(out).manifest.representation == "fc9"
     assert [path.name for path in tmp_path.iterdir()] == ["b.dckt"]
+
+
+@pytest.fixture(scope="module")
+def all_precisions(finished_run, tmp_path_factory):
+    """Exported with fp16 and int8. Do not write into it."""
+    out = tmp_path_factory.mktemp("bundles") / "all.dckt"
+    return export_bundle(finished_run, out, fp16=True, int8=True, profile=(1, 2, 4))
+
+
+def test_every_precision_has_graphs_of_its_own(all_precisions, bundle):
+    manifest = all_precisions.manifest
+    assert set(manifest.graphs) == {"fp32", "fp16", "int8"}
+    assert manifest.model_id == bundle.manifest.model_id  # one model, however it is served
+    assert manifest.profile == (1, 2, 4)
+    assert manifest.measured["calibration"] == 40
+    names = [variant.name for variant in manifest.variants]
+    assert {"onnxruntime-fp32", "onnxruntime-fp16", "onnxruntime-int8"} <= set(names)
+    sizes = {
+        precision: manifest.measured["variants"][f"onnxruntime-{precision}"]["bytes"] for precision in manifest.graphs
+    }
+    for precision, graphs in manifest.graphs.items():
+        files = {graph.file for graph in graphs.values()}
+        assert sizes[precision] == sum(manifest.files[name].size for name in files)
+        for medium, graph in graphs.items():
+            layers = layer_precisions(onnx.load(all_precisions.graph(medium, precision)))
+            assert layers == graph.layers
+            assert {name.partition(" ")[0] for name in layers} <= {precision, "fp32"}
+    assert sizes["fp16"] <= 0.51 * sizes["fp32"]
+    assert sizes["int8"] < 0.3 * sizes["fp32"]  # a small graph is mostly names
+
+
+def test_every_variant_serves_what_the_gate_measured(all_precisions, corpus):
+    pairs = corpus.part("val")
+    manifest = all_precisions.manifest
+    rows = {
+        "image": image_batch([pair.image for pair in pairs], manifest.image),
+        "text": token_batch([all_precisions.vocabulary.encode(pair.text, manifest.text) for pair in pairs]),
+    }
+    vectors = {}
+    for variant in manifest.variants:
+        encoders = open_encoders(all_precisions, variant=variant.name, device="cpu", output="fc9")
+        vectors[variant.name] = {medium: encoder.run(rows[medium]) for medium, encoder in encoders.items()}
+        for encoder in encoders.values():
+            encoder.close()
+    for name, of in vectors.items():
+        for medium, found in of.items():
+            least = manifest.measured["variants"][name]["parity"]["fc9"]["media"][medium]["cosine_min"]
+            assert min(cosines(vectors["onnxruntime-fp32"][medium], found)) >= least - 5e-3
+    assert not np.array_equal(vectors["onnxruntime-fp32"]["image"], vectors["onnxruntime-int8"]["image"])
+
+
+def test_the_report_and_the_manifest_agree(all_precisions):
+    page = (all_precisions.path / "report.html").read_text()
+    for variant in all_precisions.manifest.variants:
+        assert variant.name in page
+    assert "Thresholds of the gate" in page
+
+
+def scale_up(run, factor):
+    """Makes the first convolution's output larger and takes it back in the second: the same model, other numbers."""
+    file = run / "target" / "trunk.safetensors"
+    tensors = load_tensors(file)
+    first, second = "body.0", "body.3.squeeze"
+    for name in (f"{first}.weight", f"{first}.bias"):
+        tensors[name] = tensors[name] * factor
+    tensors[f"{second}.weight"] = tensors[f"{second}.weight"] / factor
+    save_tensors(file, tensors)
+
+
+def test_layers_that_would_overflow_stay_in_float32(run_copy, tmp_path):
+    scale_up(run_copy, 1e5)
+    manifest = export_bundle(run_copy, tmp_path / "b.dckt", fp16=True).manifest
+    assert manifest.graphs["fp16"]["image"].layers["fp32"] in (1, 2)
+    assert "onnxruntime-fp16" in [variant.name for variant in manifest.variants]
+
+
+def test_a_forced_overflow_is_refused_by_name(run_copy, tmp_path, monkeypatch):
+    scale_up(run_copy, 1e5)
+    real = export_module.tensor_ranges
+    monkeypatch.setattr(export_module, "tensor_ranges", lambda *given, **more: dict.fromkeys(real(*given, **more), 1.0))
+    with pytest.raises(ParityError, match=r"onnxruntime-fp16 differs .*no bundle was written") as caught:
+        export_bundle(run_copy, tmp_path / "b.dckt", fp16=True)
+    fp32 = onnx.load_from_string(parts(load_model(run_copy / "target"))["image"].onnx(20).SerializeToString())
+    first = next(node.name for node in fp32.graph.node if node.op_type == "Conv")
+    assert f"image: first layer that drifts: {first} (Conv): numbers that are not finite" in str(caught.value)
+    assert not (tmp_path / "b.dckt").exists()
+
+
+def test_a_float32_graph_cannot_be_called_fp16(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "fp16_from_fp32", lambda graph, ranges: graph)
+    with pytest.raises(BundleError, match=r"0 of \d+ layers are in fp16"):
+        export_bundle(finished_run, tmp_path / "b.dckt", fp16=True)
+    assert not (tmp_path / "b.dckt").exists()
+
+
+def test_int8_leaves_more_in_float_until_it_passes(finished_run, tmp_path, monkeypatch):
+    tried = []
+    real = export_module.int8_from_fp32
+
+    def noted(graph, out, calibration, *, weights_only):
+        tried.append((graph.name, len(weights_only), len(calibration.whole)))
+        real(graph, out, calibration, weights_only=weights_only)
+
+    monkeypatch.setattr(export_module, "int8_from_fp32", noted)
+    strict = tmp_path / "strict.toml"
+    strict.write_text("[int8]\ncosine_min = 1.0\n")
+    with pytest.raises(ParityError, match="onnxruntime-int8 differs"):
+        export_bundle(finished_run, tmp_path / "b.dckt", int8=True, limit=4, thresholds=strict)
+    shares = [count / layers for name, count, layers in tried if name == "image.onnx"]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1], len(shares)) == (0, 1, len(export_module.WEIGHTS_ONLY))
+
+
+def test_a_third_medium_is_exported_too(run_copy, model, config, tmp_path):
+    torch.manual_seed(0)
+    network = DomainNetwork({**model.network.inputs, "audio": 12}, 16, len(model.labels))
+    network.load_state_dict(model.network.state_dict(), strict=False)
+    save_model(replace(model, network=network.eval()), run_copy / "target", config.image)
+    bundle = export_bundle(run_copy, tmp_path / "b.dckt", fp16=True, limit=4)
+    assert set(bundle.manifest.graphs["fp16"]) == {"image", "text", "audio"}
+    rows = np.random.default_rng(1).standard_normal((3, 12), np.float32)
+    with OnnxEncoder.open(bundle.graph("audio"), output="fc9", device="cpu") as encoder:
+        found = encoder.run(rows)
+    expected = network.represent("audio", torch.from_numpy(rows))[1].detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"audio: .*no pairs"):
+        export_bundle(run_copy, tmp_path / "c.dckt", int8=True, limit=4)
+
+
+@pytest.mark.usefixtures("quick")
+def test_engines_without_a_gpu(finished_run, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(
+        ProviderError, match=r"(?s)b\.dckt was written whole, without TensorRT engines: .*no NVIDIA.*\n.*dckt engine"
+    ):
+        export_bundle(finished_run, tmp_path / "b.dckt", limit=2, tensorrt=True)
+    assert Bundle.open(tmp_path / "b.dckt").manifest.representation == "probability"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_full_disk_leaves_nothing(finished_run, tmp_path, temporary_folder):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        with pytest.raises(BundleError, match=r"b\.dckt: could not be written .*is there room on the disk"):
+            export_bundle(finished_run, tmp_path / "b.dckt", limit=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert nothing_is_left(tmp_path, temporary_folder)
 
 
 def edit_facts(run, **changes):

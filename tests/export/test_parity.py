@@ -142,22 +142,50 @@ def test_other_shapes_are_refused():
         measure(EXACT, narrow, LABELS, IDS)
 
 
+def many(vectors, times=10):
+    """The same pairs again and again, so that a change in one is a change in many, and no chance."""
+    return {medium: np.tile(rows, (times, 1)) for medium, rows in vectors.items()}
+
+
+MANY_LABELS, MANY_IDS = LABELS * 10, tuple(f"p{number}" for number in range(40))
+
+
 def test_a_refusal_lists_all_that_failed():
-    good = measure(EXACT, EXACT, LABELS, IDS)
-    bad = measure(EXACT, changed("image", 0, [0, 1]), LABELS, IDS)
+    good = measure(many(EXACT), many(EXACT), MANY_LABELS, MANY_IDS)
+    bad = measure(many(EXACT), many(changed("image", 0, [0, 1])), MANY_LABELS, MANY_IDS)
     lines = failures({"probability": good, "fc9": bad}, FP32)
     assert [line.partition(":")[0] for line in lines] == ["fc9, image", "fc9, image to text", "fc9, text to image"]
-    assert "cosine of 4 rows down to 0.000000 (median 1.000000), expected at least 0.9999" in lines[0]
+    assert "cosine of 40 rows down to 0.000000 (median 1.000000), expected at least 0.9999" in lines[0]
     assert "worst rows: p0 (0.000000)" in lines[0]
-    assert "MAP 1.0000 became 0.8542 (-0.1458), expected a change below 0.0005" in lines[1]
+    change = bad.directions["image_to_text"].map_exported - 1
+    assert f"MAP 1.0000 became {1 + change:.4f} ({change:+.4f} ± " in lines[1]
+    assert "expected a change below 0.0005" in lines[1]
+
+
+def test_the_interval_of_a_change():
+    # One query of four falls from 1 to 5/12: the mean falls by 7/48, the standard deviation is sqrt(3) times that.
+    direction = measure(EXACT, changed("image", 0, [0, 1]), LABELS, IDS).directions["image_to_text"]
+    assert direction.map_exported - direction.map_torch == pytest.approx(-7 / 48)
+    assert direction.interval == pytest.approx(1.96 * math.sqrt(3) * 7 / 48 / 2)
+
+
+def test_a_change_that_may_be_chance_is_no_reason():
+    few = measure(EXACT, changed("image", 0, [0, 1]), LABELS, IDS)
+    lines = failures({"fc9": few}, Thresholds(cosine_min=0, cosine_median=0, map_change=0.0005))
+    assert not any("image to text" in line for line in lines)
+    more = measure(many(EXACT), many(changed("image", 0, [0, 1])), MANY_LABELS, MANY_IDS)
+    lines = failures({"fc9": more}, Thresholds(cosine_min=0, cosine_median=0, map_change=0.0005))
+    assert any("image to text" in line for line in lines)
 
 
 def test_each_threshold_counts():
-    parity = {"fc9": measure(EXACT, changed("image", 0, [0, 1]), LABELS, IDS)}
+    parity = {"fc9": measure(many(EXACT), many(changed("image", 0, [0, 1])), MANY_LABELS, MANY_IDS)}
     assert failures(parity, Thresholds(cosine_min=0, cosine_median=0, map_change=1)) == []
     (line,) = failures(parity, Thresholds(cosine_min=0.5, cosine_median=0, map_change=1))
-    assert "cosine of 4 rows down to" in line
-    assert all("MAP" in line for line in failures(parity, Thresholds(cosine_min=0, cosine_median=0, map_change=0.1)))
+    assert "cosine of 40 rows down to" in line
+    lines = failures(parity, Thresholds(cosine_min=0, cosine_median=0, map_change=0.1))
+    assert lines
+    assert all("MAP" in line for line in lines)
     half = {"fc9": measure(EXACT, {**EXACT, "image": EXACT["text"][::-1]}, LABELS, IDS)}
     (line,) = failures(half, Thresholds(cosine_min=0, cosine_median=0.9, map_change=1.1))
     assert "fc9, image: median cosine of 4 rows 0." in line

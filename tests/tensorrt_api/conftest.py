@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from dckt.preprocessing import TextSpec, Vocabulary
 from dckt_export.graphs import onnx_from_encoder
 from dckt_export.precision import fp16_from_fp32
-from dckt_export.quantize import int8_from_fp32
+from dckt_export.quantize import calibrate, int8_from_fp32
 from dckt_trainer.config import ImageConfig
 from dckt_trainer.model import DomainModel
 from dckt_trainer.network import DomainNetwork
@@ -235,5 +235,5 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
 def _int8(model: onnx.ModelProto, batch: NDArray[Any], folder: Path) -> onnx.ModelProto:
     source, out = folder / "fp32.onnx", folder / "int8.onnx"
     source.write_bytes(model.SerializeToString())
-    int8_from_fp32(source, out, lambda: [batch])
+    int8_from_fp32(source, out, calibrate(source, lambda: [batch]))
     return onnx.load(out)
