@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check lint types imports pytest bench-transfer bench-synthetic bench-ablations bench-training bench-evaluation clean
+.PHONY: demo test check lint types imports pytest bench-transfer bench-synthetic bench-ablations bench-training bench-evaluation bench-export clean
 
 demo: $(VENV)/.export
 	$(BIN)/python docs/examples/demo.py
@@ -50,6 +50,9 @@ $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[$*]'
 	touch $@
+
+bench-export: $(VENV)/.dev
+	$(BIN)/python benchmarks/export.py
 
 clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
