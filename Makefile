@@ -28,7 +28,7 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadscope --max-worker-restart 0
 
 bench-transfer: $(VENV)/.export
 	$(BIN)/python benchmarks/transfer.py

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dckt.errors import BundleError, ConfigError
 from dckt.preprocessing import image_batch, token_batch
+from dckt.runtime.openvino import OpenVinoEncoder
 from dckt_export.graphs import save_graph
 from dckt_export.precision import layer_precisions
 from dckt_export.quantize import PASSES, calibrate, int8_from_fp32
@@ -67,11 +68,12 @@ def run(graph: Path, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
 
 
 def run_openvino(graph: Path, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
-    openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(str(graph)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    results = compiled(batch)
-    return [np.array(results[name]) for name in OUTPUTS]
+    pytest.importorskip("openvino")
+    results = []
+    for name in OUTPUTS:
+        with OpenVinoEncoder.open(graph, output=name, precision="fp32") as encoder:
+            results.append(encoder.run(batch))
+    return results
 
 
 def cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:

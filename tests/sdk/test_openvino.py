@@ -385,6 +385,33 @@ def test_openvino_reports_nothing_and_writes_nothing_at_home(graph: Path, tmp_pa
     assert list(home.rglob("*")) == []
 
 
+INTERRUPTED = """
+import gc, os, signal, sys
+from pathlib import Path
+from dckt.runtime.openvino import OpenVinoEncoder
+
+first, second = [OpenVinoEncoder.open(Path(sys.argv[1]), output="y", precision="fp32") for _ in range(2)]
+first.close()
+del first
+gc.collect()
+second.close()
+del second
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_after_encoders_were_closed(graph: Path) -> None:
+    """OpenVINO leaves a thread with a signal stack that is gone, when each encoder has a core of its own."""
+    command = [sys.executable, "-c", INTERRUPTED, str(graph)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == "interrupted\n"
+
+
 def test_telemetry_that_was_imported_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     there = SimpleNamespace()
     monkeypatch.setitem(sys.modules, "openvino_telemetry", there)

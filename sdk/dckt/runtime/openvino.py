@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ _DEVICE = "CPU"
 _DTYPES = {"u8": "uint8", "i64": "int64", "f32": "float32"}
 _TELEMETRY = "openvino_telemetry"
 _importing = threading.Lock()
+_making = threading.Lock()
 
 
 class OpenVinoEncoder(CheckedEncoder["_Requests"]):
@@ -149,7 +151,8 @@ def _core(precision: str) -> Any:
         raise ConfigError(f"precision is {precision!r}; OpenVINO computes in {', '.join(PRECISIONS)}")
     openvino = import_openvino()
     try:
-        core = openvino.Core()
+        with _making:
+            core = _shared_core()
         capabilities = _capabilities(core)
     except Exception as error:
         raise ProviderError(f"OpenVINO {_version(openvino)} finds no CPU ({_one_line(error)})") from error
@@ -159,6 +162,17 @@ def _core(precision: str) -> Any:
             f"openvino-bf16 needs a CPU with BF16; {name} has {', '.join(capabilities)}; choose openvino-fp32 or auto"
         )
     return core
+
+
+@cache
+def _shared_core() -> Any:
+    """The one core of this process, which is never freed.
+
+    On a CPU with AMX a core gives its thread an alternate signal stack, and takes it back when it is freed. Two cores
+    that are not freed in the reverse order leave the thread with a stack that is no longer mapped, and the next signal,
+    such as Ctrl-C, is a segmentation fault (seen with OpenVINO 2026.4.1).
+    """
+    return import_openvino().Core()
 
 
 def _capabilities(core: Any) -> list[str]:
