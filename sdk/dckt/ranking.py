@@ -90,6 +90,9 @@ def interpolated_precision(scores: Float32Array, relevant: BoolArray, points: in
 
 def _falling_bits(scores: Float32Array) -> NDArray[np.int32]:
     """Integers in the reverse order of the scores, in the scores' own memory. |score| < 2 gives -2^30 to 2^30 - 1."""
+    bits = scores.view(np.int32)
+    if bits.min() >= 0:  # no score is negative, as with probabilities: one step instead of four
+        return np.invert(bits, out=bits)
     bits = np.subtract(np.float32(0), scores, out=scores).view(np.int32)  # this way round -0.0 and 0.0 become one
     flip = bits >> 31  # the bits of negative floats fall as the float rises
     flip &= 0x7FFFFFFF
@@ -140,7 +143,7 @@ class _Hits:
 
 def _hits(keys: Keys) -> _Hits:
     rows, width = keys.shape
-    place = np.flatnonzero((keys & 1).astype(np.bool_))
+    place = np.flatnonzero((keys.astype(np.uint8) & 1).view(np.bool_))  # bytes: a quarter of the memory
     first = place.searchsorted(np.arange(rows + 1) * width)
     total = np.diff(first)
     row = np.repeat(np.arange(rows), total)
