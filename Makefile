@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check lint types imports pytest bench-transfer bench-synthetic bench-ablations bench-training bench-evaluation bench-export clean
+.PHONY: demo test check lint types imports pytest bench-transfer bench-synthetic bench-ablations bench-training bench-evaluation bench-export bench-search bench-reliability clean
 
 demo: $(VENV)/.export
 	$(BIN)/python docs/examples/demo.py
@@ -45,14 +45,20 @@ bench-training: $(VENV)/.export
 bench-evaluation: $(VENV)/.dev
 	$(BIN)/python benchmarks/evaluation.py
 
+bench-export: $(VENV)/.dev
+	$(BIN)/python benchmarks/export.py
+
+bench-search: $(VENV)/.dev,bench
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search.py
+
+bench-reliability: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability.py
+
 # A stamp file for each set of extras, so that a second call installs nothing.
 $(VENV)/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[$*]'
 	touch $@
-
-bench-export: $(VENV)/.dev
-	$(BIN)/python benchmarks/export.py
 
 clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

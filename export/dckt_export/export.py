@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dckt import __version__
 from dckt.bundle import VOCABULARY, Bundle, Graph, Variant, graph_file, write_bundle
+from dckt.calibration import calibrate as calibrate_thresholds
 from dckt.errors import BundleError, ConfigError, CorpusError, DcktError, ParityError, ProviderError, RunError
 from dckt.files import atomic_write
 from dckt.report import Table, write_report
@@ -191,6 +192,9 @@ def export_bundle(
             graphs={precision: _described(of) for precision, of in graphs.items()},
             variants=[outcome.variant for outcome in passed],
             profile=profile,
+            calibration=calibrate_thresholds(
+                gate.vectors, gate.inputs.labels, representation=representation, pairs=pairs_facts
+            ),
             produced_by=_produced_by(opened, opset),
             measured={
                 "pairs": pairs_facts,

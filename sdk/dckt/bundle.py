@@ -19,14 +19,15 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
+from dckt.calibration import Calibration
 from dckt.errors import BundleCorruptError, BundleError, BundleVersionError, ConfigError, TextError
-from dckt.files import atomic_folder, sha256_file
+from dckt.files import atomic_folder, atomic_write, sha256_file
 from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
 from dckt.preprocessing.text import BUILT_IN
 
@@ -128,6 +129,8 @@ class Manifest:
         produced_by: versions of what made the bundle.
         measured: parity and MAP figures taken on export.
         created: when, ISO 8601 with time zone.
+        calibration: from which similarity on a hit fits, or None where nobody measured it. No part of the model id:
+            measuring it anew changes no vector.
     """
 
     model_id: str
@@ -143,6 +146,7 @@ class Manifest:
     produced_by: Mapping[str, str]
     measured: Mapping[str, Any]
     created: str
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         _check_names(self.files)
@@ -156,6 +160,11 @@ class Manifest:
             raise BundleError(f"dimensions are {dict(self.dimensions)}; each is at least 1")
         if len(set(self.labels)) != len(self.labels):
             raise BundleError("a label occurs twice")
+        if self.calibration and self.calibration.representation != self.representation:
+            raise BundleError(
+                f"the calibration is of {self.calibration.representation}; this bundle's vectors are "
+                f"{self.representation}"
+            )
         if self.dimensions.get("probability", len(self.labels)) != len(self.labels):
             raise BundleError(
                 f"{len(self.labels)} labels for a probability of {self.dimensions['probability']} columns"
@@ -238,6 +247,7 @@ def write_bundle(
     graphs: Mapping[str, Mapping[str, Graph]] | None = None,
     variants: Sequence[Variant] | None = None,
     profile: tuple[int, int, int] = PROFILE,
+    calibration: Calibration | None = None,
     force: bool = False,
 ) -> Bundle:
     """Writes a bundle, whole or not at all.
@@ -257,6 +267,7 @@ def write_bundle(
         graphs: by precision and medium; None: ``image.onnx`` and ``text.onnx``, in fp32.
         variants: those that passed the gate, the fastest on a CPU first; None: fp32 on ONNX Runtime.
         profile: batch sizes min, opt and max that an engine is built for.
+        calibration: similarities from which on a hit fits; :func:`with_calibration` changes it later.
         force: replace a bundle that is there already. Nothing but a bundle or an empty folder is ever
             replaced.
 
@@ -288,6 +299,7 @@ def write_bundle(
                 produced_by=dict(produced_by),
                 measured=dict(measured),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
+                calibration=calibration,
             )
             (folder / MANIFEST).write_text(_dump_manifest(manifest), encoding="utf-8")
             # What cannot be read back is not written.
@@ -297,6 +309,38 @@ def write_bundle(
     except OSError as error:
         raise BundleError(f"{destination}: the bundle cannot be written ({error})") from error
     return Bundle.open(destination, verify=False)
+
+
+def with_calibration(bundle: Bundle, calibration: Calibration) -> Bundle:
+    """Stores a calibration in a bundle on the disk, in place of one that may be there.
+
+    The manifest is replaced as a whole; a process that has the bundle open goes on with the old one. The model id
+    stays, so every index of the model stays good.
+
+    Args:
+        bundle: which.
+        calibration: of the bundle's representation.
+
+    Returns:
+        The bundle as it is now.
+
+    Raises:
+        BundleError: the calibration is of another representation, the bundle was replaced by another model's since it
+            was opened, or the folder cannot be written.
+    """
+    present = _read_manifest(bundle.path)
+    if present.model_id != bundle.manifest.model_id:
+        raise BundleError(f"{bundle.path}: holds another model now; open it again, and calibrate that")
+    manifest = _dump_manifest(replace(present, calibration=calibration))
+    try:
+        _parse_manifest(json.loads(manifest))  # what cannot be read back is not written
+    except BundleError as error:
+        raise BundleError(f"{bundle.path}: is of an old format that holds no calibration; export it again") from error
+    try:
+        atomic_write(bundle.path / MANIFEST, manifest)
+    except OSError as error:
+        raise BundleError(f"{bundle.path}: the calibration cannot be stored ({error})") from error
+    return Bundle.open(bundle.path, verify=False)
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -416,6 +460,8 @@ def _model_id(
 def _dump_manifest(manifest: Manifest) -> str:
     try:
         content = {"format": FORMAT, "version": BUNDLE_VERSION, **asdict(manifest)}
+        if manifest.calibration is None:
+            del content["calibration"]
         content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: keys are text, tuples lists
         # Hashes protect the files; this one protects what the manifest says beside them.
         return json.dumps({**content, "checksum": _canonical_hash(content)}, indent=1) + "\n"
@@ -449,7 +495,9 @@ def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
     if version not in {1, BUNDLE_VERSION}:
         raise BundleError(f"version is {content.get('version')!r}, expected 1 or {BUNDLE_VERSION}")
     since_2 = set() if version == BUNDLE_VERSION else {"graphs", "variants", "profile"}
-    _fields(content, {"format", "version", "checksum", *(field.name for field in fields(Manifest))} - since_2)
+    optional = {"calibration"} - set(content)
+    expected = {"format", "version", "checksum", *(field.name for field in fields(Manifest))}
+    _fields(content, expected - since_2 - optional)
     rest = {key: value for key, value in content.items() if key != "checksum"}
     try:
         intact = content["checksum"] == _canonical_hash(rest)
@@ -484,6 +532,7 @@ def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
         produced_by=_mapping(rest, "produced_by", lambda key, of: _typed(of, key, str)),
         measured=_typed(rest, "measured", dict),
         created=_typed(rest, "created", str),
+        calibration=None if optional else Calibration.from_json(_typed(rest, "calibration", dict)),
     )
     model_id = _model_id(counted, files[VOCABULARY], manifest.image, manifest.text, manifest.representation)
     if manifest.model_id != model_id:

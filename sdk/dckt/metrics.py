@@ -266,6 +266,30 @@ def precision_recall_curve(
     return PrecisionRecallCurve(recall=np.linspace(0, 1, points), precision=curves.mean(axis=0))
 
 
+def instance_recall(scores: ArrayLike, *, cuts: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """Share of the queries whose own partner is among the first k, higher scores first; a tie counts by expectation.
+
+    >>> instance_recall([[3, 1, 2], [5, 5, 1], [9, 8, 7]], cuts=(1, 2))
+    {1: 0.5, 2: 0.6666666666666666}
+
+    Args:
+        scores: (Q, Q), not NaN; column i is the partner of row i.
+        cuts: each k.
+
+    Raises:
+        ItemError: the scores are not square, there are none, or one is NaN.
+        ConfigError: a cut is below 1.
+    """
+    table = np.asarray(scores)
+    if table.ndim != 2 or table.shape[0] != table.shape[1] or not table.size or np.isnan(table).any():
+        raise ItemError(f"scores are {table.shape}; expected a square without NaN: a partner for each query")
+    for cut in cuts:
+        _check_cut(cut)
+    own = table.diagonal()[:, None]
+    ahead, tied = (table > own).sum(axis=1), (table == own).sum(axis=1)
+    return {cut: float(np.clip((cut - ahead) / tied, 0, 1).mean()) for cut in cuts}
+
+
 def map_per_label(per_query: ArrayLike, labels: ArrayLike) -> dict[Any, LabelMAP]:
     """MAP of each label's queries, the labels in rising order.
 

@@ -1,118 +1,57 @@
 """From a picture or a text to the items that belong to it: encoders, index and metadata together.
 
-Shape letters: B batch, D width of the representation.
+Shape letters: B batch, N vectors, D width of the representation.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, overload
+from typing import Any, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from dckt.bundle import Bundle
-from dckt.collect import ON_ERROR, Collection
-from dckt.errors import (
-    ConfigError,
-    ImageError,
-    IndexFolderError,
-    ItemError,
-    TextError,
-)
+from dckt.adding import AddReport, Failure, Options, Part, Progress, Row, add, rows_of
+from dckt.batching import Batching
+from dckt.bundle import MEDIA, Bundle
+from dckt.collect import Collection
+from dckt.errors import ConfigError, IndexFolderError, UnknownItemError
 from dckt.files import atomic_folder
+from dckt.finding import Question, SearchResult, find, floors
 from dckt.index import Hit, Index
-from dckt.index.items import check_ids, dump_metadata, is_id
+from dckt.index.items import shown
 from dckt.index.store import ITEMS
-from dckt.index.vectors import Float32Array, unit_rows
-from dckt.preprocessing import ImageSource, image_array, image_batch, token_batch, tokenizer
-from dckt.runtime import Encoder
-from dckt.runtime.choice import open_encoders
+from dckt.model import Model, open_bundle
+from dckt.preprocessing import ImageLimits, ImageSource
 
-__all__ = ["AddReport", "Hit", "SearchResult", "Searcher"]
+__all__ = ["AddReport", "Batching", "Failure", "Hit", "ImageLimits", "SearchResult", "Searcher"]
 
-MEDIA: tuple[Literal["image"], Literal["text"]] = ("image", "text")
-Progress: TypeAlias = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class SearchResult(Sequence[Hit]):
-    """The hits of one query, best first: a sequence of :class:`Hit`.
-
-    Attributes:
-        hits: score descending, ties by id ascending.
-        query_medium: ``image`` or ``text``.
-        timings: seconds spent in ``preprocess``, ``encode`` and ``search``; of the whole batch, for a batch.
-    """
-
-    hits: tuple[Hit, ...]
-    query_medium: str
-    timings: Mapping[str, float] = field(compare=False)
-
-    @overload
-    def __getitem__(self, place: int) -> Hit: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[Hit, ...]: ...
-    def __getitem__(self, place: int | slice) -> Hit | tuple[Hit, ...]:
-        """A hit by rank, 0 is the best; a slice gives a tuple."""
-        return self.hits[place]
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    def by_medium(self) -> dict[str, tuple[Hit, ...]]:
-        """The hits of each medium, best first."""
-        media = sorted({hit.medium for hit in self.hits})
-        return {medium: tuple(hit for hit in self.hits if hit.medium == medium) for medium in media}
-
-
-@dataclass(frozen=True)
-class AddReport:
-    """What became of items that were to be added.
-
-    Attributes:
-        added: how many are in the index now.
-        failed: id and reason of each of the others.
-    """
-
-    added: int
-    failed: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Items on their way into the index: ids and (B, D) vectors of the good ones, id and reason of the others."""
-
-    ids: list[str]
-    vectors: Float32Array
-    metadata: list[Mapping[str, Any]]
-    failed: list[tuple[str, str]]
+MinScore = float | Literal["calibrated"] | None
+Media = str | Sequence[str] | None
+Where = Mapping[str, Any] | None
 
 
 class Searcher:
     """A model and an index that it filled: add pictures and texts, search with either. Safe to use from many threads.
 
-    Scores are cosine similarities of the model's representations: higher is better, ties go by id ascending. See
-    :class:`dckt.index.Index` for what is stored, and for when a search is exact. Use :meth:`open` or :meth:`create`,
-    and close it, or use it in a ``with`` block.
+    Scores are cosine similarities of the model's representations: higher is better, ties go by id ascending, then by
+    medium. See :class:`dckt.index.Index` for what is stored, and for when a search is exact. Use :meth:`open` or
+    :meth:`create`, and close it, or use it in a ``with`` block.
 
     Attributes:
-        bundle: the model.
+        bundle: where the model comes from.
         index: what is searched.
+        model: what encodes.
     """
 
-    def __init__(self, bundle: Bundle, index: Index, encoders: Mapping[str, Encoder], *, threads: int | None) -> None:
-        self.bundle = bundle
+    def __init__(self, model: Model, index: Index) -> None:
+        self.bundle = model.bundle
+        self.model = model
         self.index = index
-        self._encoders = encoders
-        self._decoders = threads or os.cpu_count() or 1
 
     @classmethod
     def open(
@@ -123,8 +62,10 @@ class Searcher:
         variant: str = "auto",
         device: str = "auto",
         threads: int | None = None,
+        batching: Batching | None = None,
+        limits: ImageLimits | None = None,
     ) -> Self:
-        """Opens a model and an index that it filled.
+        """Opens a model and an index that it filled. The model is run once, so that the first search is not slower.
 
         Args:
             bundle: folder that ``dckt-export`` wrote.
@@ -133,6 +74,8 @@ class Searcher:
                 bundle's variants that can run here. :attr:`providers` says which it is.
             device: where the model runs: ``cpu``; ``cuda``, or an error; ``auto``, CUDA if it attaches.
             threads: of the model on the CPU, of decoding pictures, and of building a graph; None takes every core.
+            batching: how concurrent callers of :meth:`search` share calls of the model; None: each has its own.
+            limits: of bytes and pixels of pictures; None takes the defaults.
 
         Raises:
             BundleError: the bundle is missing, damaged, or newer than this version.
@@ -142,10 +85,12 @@ class Searcher:
             MissingExtraError: the variant's runtime is not installed.
             ProviderError: the device does not attach, or cannot run the variant.
         """
-        model = _model(bundle)
-        manifest = model.manifest
-        opened = Index.open(index, model_id=manifest.model_id, representation=manifest.representation, threads=threads)
-        return cls._with_encoders(model, opened, variant, device, threads)
+        opened = open_bundle(bundle)
+        manifest = opened.manifest
+        found = Index.open(index, model_id=manifest.model_id, representation=manifest.representation, threads=threads)
+        return cls._with_model(
+            opened, found, variant=variant, device=device, threads=threads, batching=batching, limits=limits
+        )
 
     @classmethod
     def create(
@@ -154,9 +99,12 @@ class Searcher:
         index: str | Path,
         *,
         kind: str = "auto",
+        second_stage: bool = False,
         variant: str = "auto",
         device: str = "auto",
         threads: int | None = None,
+        batching: Batching | None = None,
+        limits: ImageLimits | None = None,
     ) -> Self:
         """Makes an index with no items in it, for the representation that the bundle names.
 
@@ -164,28 +112,36 @@ class Searcher:
             bundle: folder that ``dckt-export`` wrote.
             index: folder to make; an empty one may be there.
             kind: ``exact``, ``hnsw``, or ``auto``; see :meth:`dckt.index.Index.create`.
+            second_stage: keep the bundle's other representation for every item as well, for ``reorder`` of
+                :meth:`search`.
             variant: see :meth:`open`.
             device: see :meth:`open`.
             threads: see :meth:`open`.
+            batching: see :meth:`open`.
+            limits: see :meth:`open`.
 
         Raises:
             BundleError: see :meth:`open`.
             IndexFolderError: there is something at ``index`` already, or it cannot be written.
-            ConfigError: the bundle names a tokenizer that is neither registered nor installed.
+            ConfigError: the bundle names a tokenizer that is neither registered nor installed, or has one
+                representation only.
             MissingExtraError: see :meth:`open`.
             ProviderError: see :meth:`open`.
         """
-        model = _model(bundle)
-        manifest = model.manifest
+        opened = open_bundle(bundle)
+        manifest = opened.manifest
         made = Index.create(
             index,
             model_id=manifest.model_id,
             representation=manifest.representation,
             dimension=manifest.dimensions[manifest.representation],
             kind=kind,
+            second=_second(opened) if second_stage else None,
             threads=threads,
         )
-        return cls._with_encoders(model, made, variant, device, threads)
+        return cls._with_model(
+            opened, made, variant=variant, device=device, threads=threads, batching=batching, limits=limits
+        )
 
     @classmethod
     @contextmanager
@@ -195,9 +151,11 @@ class Searcher:
         index: str | Path,
         *,
         kind: str = "auto",
+        second_stage: bool = False,
         variant: str = "auto",
         device: str = "auto",
         threads: int | None = None,
+        limits: ImageLimits | None = None,
     ) -> Iterator[Self]:
         """A new index that takes the place of another when the block ends well.
 
@@ -208,9 +166,11 @@ class Searcher:
             bundle: folder that ``dckt-export`` wrote.
             index: folder of the index to replace; there need not be one.
             kind: see :meth:`create`.
+            second_stage: see :meth:`create`.
             variant: see :meth:`open`.
             device: see :meth:`open`.
             threads: see :meth:`open`.
+            limits: see :meth:`open`.
 
         Raises:
             IndexFolderError: what is at ``index`` is no index and no empty folder.
@@ -222,7 +182,16 @@ class Searcher:
         try:
             with (
                 atomic_folder(index, force=True) as folder,
-                cls.create(bundle, folder, kind=kind, variant=variant, device=device, threads=threads) as searcher,
+                cls.create(
+                    bundle,
+                    folder,
+                    kind=kind,
+                    second_stage=second_stage,
+                    variant=variant,
+                    device=device,
+                    threads=threads,
+                    limits=limits,
+                ) as searcher,
             ):
                 try:
                     yield searcher
@@ -235,21 +204,17 @@ class Searcher:
             raise IndexFolderError(f"{index}: the index cannot be written ({error})") from error
 
     @classmethod
-    def _with_encoders(cls, bundle: Bundle, index: Index, variant: str, device: str, threads: int | None) -> Self:
+    def _with_model(cls, bundle: Bundle, index: Index, **options: Any) -> Self:
+        second = index.meta.second
         with ExitStack() as opened:
             opened.enter_context(index)
-            encoders = open_encoders(bundle, variant=variant, device=device, threads=threads)
-            for encoder in encoders.values():
-                opened.enter_context(encoder)
-            _ = bundle.vocabulary  # so that the first search does not have to read it
-            searcher = cls(bundle, index, encoders, threads=threads)
+            model = Model.open(bundle, also=[second] if second else [], **options)
             opened.pop_all()
-        return searcher
+        return cls(model, index)
 
     def close(self) -> None:
         """Closes the model and the index. Nothing is lost without it."""
-        for encoder in self._encoders.values():
-            encoder.close()
+        self.model.close()
         self.index.close()
 
     def __enter__(self) -> Self:
@@ -264,19 +229,16 @@ class Searcher:
     @property
     def providers(self) -> dict[str, str]:
         """The variant that serves each medium, and what it really runs on, such as ``openvino-bf16 on CPU``."""
-        return {
-            medium: f"{encoder.variant} on {encoder.provider.removesuffix('ExecutionProvider')}"
-            for medium, encoder in self._encoders.items()
-        }
+        return self.model.providers
 
-    # --- adding ---
+    # --- changing ---
 
     def add_images(
         self,
-        images: Sequence[ImageSource],
+        images: Iterable[ImageSource],
         *,
-        ids: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
+        ids: Iterable[str] | None = None,
+        metadata: Iterable[Mapping[str, Any]] | None = None,
         batch_size: int = 32,
         on_error: str = "raise",
         upsert: bool = False,
@@ -284,36 +246,36 @@ class Searcher:
     ) -> AddReport:
         """Encodes and stores pictures.
 
+        A sequence is checked as a whole before anything is encoded. Anything else that can be iterated is read a batch
+        at a time, in bounded memory.
+
         Args:
             images: paths, file contents, Pillow images or uint8 arrays (H, W, 3); paths need the least memory.
             ids: one for each; None takes the paths, as they are given, with ``/``.
             metadata: one mapping for each, of anything that JSON holds.
             batch_size: how many are encoded at once.
-            on_error: ``raise`` refuses all when one cannot be stored. ``skip`` leaves that one out and reports it; what
-                is done is on the disk after every batch, so an interrupted call can be repeated, and skips what is
-                there before it is encoded again.
-            upsert: replace items with the same id, instead of refusing them.
-            progress: called with (pictures done, pictures in all).
+            on_error: ``raise`` refuses all of a sequence when one cannot be stored; of a stream, the batches before
+                stay. ``skip`` leaves that one out and reports the reason, ``collect`` the error itself; what is done
+                is on the disk after every batch, so an interrupted call can be repeated, and leaves out what is there
+                before it is encoded again.
+            upsert: replace items with the same id, instead of refusing them. What is there with the same content and
+                metadata is left as it is, and not encoded.
+            progress: called with (pictures done, pictures in all, None for a stream).
 
         Raises:
             ImageError: a picture cannot be decoded.
             ItemError: an id is in the index already or given twice, or the model gives no usable vector.
             ConfigError: an argument with a value that is not offered.
         """
-        return self._add(
-            [("image", images, _image_ids(images) if ids is None else ids, metadata)],
-            batch_size,
-            on_error,
-            upsert,
-            progress,
-        )["image"]
+        options = Options(batch_size=batch_size, on_error=on_error, upsert=upsert, progress=progress)
+        return self._add(rows_of("image", images, ids, metadata, _path_id), options)
 
     def add_texts(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
-        ids: Sequence[str],
-        metadata: Sequence[Mapping[str, Any]] | None = None,
+        ids: Iterable[str],
+        metadata: Iterable[Mapping[str, Any]] | None = None,
         batch_size: int = 32,
         on_error: str = "raise",
         upsert: bool = False,
@@ -322,20 +284,21 @@ class Searcher:
         """Encodes and stores texts. The text itself is only stored when metadata holds it.
 
         Args:
-            texts: each with at least one word that the model knows.
+            texts: each with at least one word that the model knows; a sequence or a stream, as in :meth:`add_images`.
             ids: one for each.
             metadata: see :meth:`add_images`.
             batch_size: see :meth:`add_images`.
             on_error: see :meth:`add_images`.
             upsert: see :meth:`add_images`.
-            progress: called with (texts done, texts in all).
+            progress: called with (texts done, texts in all, None for a stream).
 
         Raises:
             TextError: the model knows no word of a text.
             ItemError: see :meth:`add_images`.
             ConfigError: an argument with a value that is not offered.
         """
-        return self._add([("text", texts, ids, metadata)], batch_size, on_error, upsert, progress)["text"]
+        options = Options(batch_size=batch_size, on_error=on_error, upsert=upsert, progress=progress)
+        return self._add(rows_of("text", texts, ids, metadata), options)
 
     def add_collection(
         self,
@@ -363,138 +326,85 @@ class Searcher:
         """
         # Texts go first: they are quick, so their mistakes show before the pictures are encoded.
         parts = [
-            (medium, [item.source for item in items], [item.id for item in items], [item.metadata for item in items])
+            Part(medium, [Row(item.id, item.source, item.metadata) for item in items])
             for medium, items in (("text", collection.texts), ("image", collection.images))
             if items
         ]
-        return self._add(parts, batch_size, on_error, upsert, progress)
+        options = Options(batch_size=batch_size, on_error=on_error, upsert=upsert, progress=progress)
+        return add(self.model, self.index, parts, options)
 
-    def _add(
+    def add_vectors(
         self,
-        parts: Sequence[tuple[str, Sequence[Any], Sequence[str], Sequence[Mapping[str, Any]] | None]],
-        batch_size: int,
-        on_error: str,
-        upsert: bool,
-        progress: Progress | None,
-    ) -> dict[str, AddReport]:
-        if on_error not in ON_ERROR:
-            raise ConfigError(f"on_error is {on_error!r}; expected raise or skip")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
-        skip = on_error == "skip"
-        failed: dict[str, list[tuple[str, str]]] = {}
-        plans = []
-        # All that can be known without encoding is checked before anything is encoded.
-        for medium, sources, ids, metadata in parts:
-            if isinstance(sources, str | bytes) or len(sources) != len(ids):
-                raise ItemError(f"expected a sequence of {medium} items and one id for each")
-            failed[medium] = []
-            dump_metadata(ids, metadata)
-            chosen = self._choose(medium, ids, failed[medium], skip=skip, upsert=upsert)
-            plans.append((medium, sources, ids, metadata or [{}] * len(ids), chosen))
-
-        total = done = sum(len(ids) for _, _, ids, _ in parts)
-        done -= sum(len(chosen) for *_, chosen in plans)
-        added = dict.fromkeys(failed, 0)
-        waiting: list[tuple[str, _Batch]] = []
-        for medium, sources, ids, metadata, chosen in plans:
-            for batch in self._encode_items(medium, sources, ids, metadata, chosen, batch_size, skip=skip):
-                failed[medium] += batch.failed
-                added[medium] += len(batch.ids)
-                if skip:
-                    self._store(medium, [batch], upsert=upsert)
-                else:
-                    waiting.append((medium, batch))
-                done += len(batch.ids) + len(batch.failed)
-                if progress:
-                    progress(done, total)
-        for medium in failed:
-            self._store(medium, [batch for name, batch in waiting if name == medium], upsert=upsert)
-        return {medium: AddReport(added[medium], tuple(failed[medium])) for medium in failed}
-
-    def _choose(
-        self, medium: str, ids: Sequence[str], failed: list[tuple[str, str]], *, skip: bool, upsert: bool
-    ) -> list[int]:
-        """Places of the items whose ids can be stored; the others are reported, or refused."""
-        if not skip:
-            check_ids(ids)
-        there = set() if upsert else self.index.existing(medium, [item for item in ids if is_id(item)])
-        if there and not skip:
-            raise ItemError(
-                f"{len(there)} of {len(ids)} {medium} ids are in the index already, {min(there)!r} among them; choose "
-                "others, leave them out with on_error='skip' (--on-error skip), or replace them with upsert=True "
-                "(--upsert)"
-            )
-        chosen = []
-        seen: set[str] = set()
-        for place, item in enumerate(ids):
-            if not is_id(item):
-                failed.append((ascii(item), "the id is no text, empty or not Unicode"))
-            elif item in there:
-                failed.append((item, "the id is in the index already"))
-            elif item in seen:
-                failed.append((item, "the id was given more than once; the first one counts"))
-            else:
-                chosen.append(place)
-                seen.add(item)
-        return chosen
-
-    def _store(self, medium: str, batches: Sequence[_Batch], *, upsert: bool) -> None:
-        ids = [item for batch in batches for item in batch.ids]
-        if ids:
-            self.index.add(
-                medium,
-                ids,
-                np.concatenate([batch.vectors for batch in batches]),
-                metadata=[value for batch in batches for value in batch.metadata],
-                upsert=upsert,
-            )
-
-    def _encode_items(
-        self,
-        medium: str,
-        sources: Sequence[Any],
-        ids: Sequence[str],
-        metadata: Sequence[Mapping[str, Any]],
-        chosen: Sequence[int],
-        batch_size: int,
+        vectors: ArrayLike,
         *,
-        skip: bool,
-    ) -> Iterator[_Batch]:
-        """Encodes in batches; the next batch is decoded while one is encoded."""
-        parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-        pool = ThreadPoolExecutor(self._decoders)
-        try:
-            ahead: deque[list[Future[Any]]] = deque()
-            for number, part in enumerate(parts):
-                while len(ahead) < min(2, len(parts) - number):
-                    coming = parts[number + len(ahead)]
-                    ahead.append([pool.submit(self._prepare, medium, sources[place]) for place in coming])
-                good, prepared, failed = [], [], []
-                for place, future in zip(part, ahead.popleft(), strict=True):
-                    try:
-                        prepared.append(future.result())
-                        good.append(place)
-                    except (ImageError, TextError) as error:
-                        if not skip:
-                            # An error about a file names it already, which is what its id is made of.
-                            name = "" if ids[place] in str(error) else f"{medium} {ids[place]!r}: "
-                            raise type(error)(f"{name}{error}") from error
-                        failed.append((ids[place], str(error)))
-                vectors, faults = unit_rows(self._run(medium, prepared), dimension=self.index.dimension)
-                if faults and not skip:
-                    row, reason = next(iter(faults.items()))
-                    raise ItemError(f"{medium} {ids[good[row]]!r}: {reason}")
-                failed += [(ids[good[row]], reason) for row, reason in faults.items()]
-                kept = [row for row in range(len(good)) if row not in faults]
-                yield _Batch(
-                    ids=[ids[good[row]] for row in kept],
-                    vectors=vectors[kept],
-                    metadata=[metadata[good[row]] for row in kept],
-                    failed=failed,
-                )
-        finally:
-            pool.shutdown(cancel_futures=True)
+        ids: Sequence[str],
+        medium: str,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        second: ArrayLike | None = None,
+        upsert: bool = False,
+    ) -> AddReport:
+        """Stores vectors that this model made elsewhere: all of them, or none.
+
+        Args:
+            vectors: (N, D) of any floating dtype, of the index's representation.
+            ids: N different texts.
+            medium: of all of them, such as ``image``.
+            metadata: N mappings; None stores empty ones.
+            second: (N, D2) of the second representation; needed if the index keeps one, and only then.
+            upsert: replace items that are there already, instead of refusing them.
+
+        Raises:
+            ItemError, ConfigError: see :meth:`dckt.index.Index.add`.
+        """
+        ids = list(ids)
+        self.index.add(medium, ids, vectors, metadata=metadata, second=second, upsert=upsert)
+        return AddReport(len(ids))
+
+    def delete(self, ids: str | Iterable[str], medium: str | None = None) -> None:
+        """Deletes items.
+
+        Args:
+            ids: one, or several; all that are named go, or none of a medium.
+            medium: of all of them; None takes every medium that holds an id.
+
+        Raises:
+            UnknownItemError: an id is not there; nothing was deleted.
+        """
+        ids = [ids] if isinstance(ids, str) else list(ids)
+        if medium is not None:
+            self.index.delete(medium, ids)
+            return
+        there = {name: self.index.existing(name, ids) for name in self.index.media}
+        unknown = sorted(set(ids).difference(*there.values()))
+        if unknown:
+            raise UnknownItemError(f"the index holds nothing with the id {shown(unknown)}")
+        for name, of in there.items():
+            if of:
+                self.index.delete(name, sorted(of))
+
+    def get(self, item: str, medium: str) -> Hit:
+        """An item by its id, with score 1.
+
+        Raises:
+            UnknownItemError: the index does not hold it.
+        """
+        return self.index.get(item, medium)
+
+    def count(self, medium: str | None = None, where: Where = None) -> int:
+        """How many items there are.
+
+        Args:
+            medium: of this one; None counts all.
+            where: those for which this holds; see :meth:`search`.
+        """
+        return self.index.count(medium, where)
+
+    def compact(self) -> None:
+        """Makes the index small and fast again, while searches go on; see :meth:`dckt.index.Index.compact`."""
+        self.index.compact()
+
+    def _add(self, part: Part, options: Options) -> AddReport:
+        return add(self.model, self.index, [part], options)[part.medium]
 
     # --- searching ---
 
@@ -504,7 +414,10 @@ class Searcher:
         *,
         text: str | None = None,
         k: int = 10,
-        media: str | Sequence[str] | None = None,
+        media: Media = None,
+        where: Where = None,
+        min_score: MinScore = None,
+        reorder: int = 0,
     ) -> SearchResult:
         """The items that belong to a picture or to a text.
 
@@ -513,26 +426,40 @@ class Searcher:
             text: instead of an image; with at least one word that the model knows.
             k: how many hits; more than there are items gives all.
             media: which media to find; None means every medium but the query's own, so a picture finds texts.
+            where: which items to find, by their metadata, such as ``{"shop": "A", "price": {"lt": 20}}``; see
+                :meth:`dckt.index.Index.search`.
+            min_score: the least similarity of a hit; ``calibrated`` takes what the bundle's calibration found for the
+                direction from the query's medium to the hit's. There may be no hit: nothing fits.
+            reorder: 0, or how many of the best items, at least ``k``, are reordered by the second representation that
+                the index keeps, which finds the very item and not only its like. Their scores are then its
+                similarities; ``min_score`` is still about the first's.
 
         Raises:
             ImageError: the picture cannot be decoded.
             TextError: the model knows no word of the text.
             ItemError: the model gives no usable vector for the query.
-            ConfigError: not one of image and text, k is below 1, or there is no such medium.
+            ConfigError: not one of image and text, k is below 1, there is no such medium, a mistake in the filter, or
+                the bundle is not calibrated or the index has no second representation for what is asked.
         """
         if (image is None) == (text is None):
             raise ConfigError("a search takes an image or a text, one of them")
-        if text is not None:
-            return self.search_batch(texts=[text], k=k, media=media)[0]
-        return self.search_batch([image], k=k, media=media)[0]  # type: ignore[list-item]
+        medium, source = ("text", text) if image is None else ("image", image)
+        question = self._question(medium, self._wanted(media, medium), k, where, min_score, reorder)
+        results = self._answer(
+            medium, lambda: self.model.prepare(medium, source), lambda one: self.model.encode_one(medium, one), question
+        )
+        return results[0]
 
     def search_batch(
         self,
-        images: Sequence[ImageSource] | None = None,
+        images: Iterable[ImageSource] | None = None,
         *,
-        texts: Sequence[str] | None = None,
+        texts: Iterable[str] | None = None,
         k: int = 10,
-        media: str | Sequence[str] | None = None,
+        media: Media = None,
+        where: Where = None,
+        min_score: MinScore = None,
+        reorder: int = 0,
         batch_size: int = 32,
     ) -> tuple[SearchResult, ...]:
         """As :meth:`search`, for several pictures or several texts: a result for each, in their order.
@@ -542,7 +469,10 @@ class Searcher:
             texts: instead of images.
             k: see :meth:`search`.
             media: see :meth:`search`.
-            batch_size: how many are encoded at once.
+            where: see :meth:`search`.
+            min_score: see :meth:`search`.
+            reorder: see :meth:`search`.
+            batch_size: how many are decoded and encoded at once.
 
         Raises:
             DcktError: see :meth:`search`; one bad query refuses all.
@@ -551,29 +481,31 @@ class Searcher:
             raise ConfigError("a search takes images or texts, one of them")
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
-        medium = "image" if texts is None else "text"
-        queries: Sequence[Any] = (images if texts is None else texts) or ()
-        if isinstance(queries, str | bytes):
+        medium, queries = ("text", texts) if images is None else ("image", images)
+        if isinstance(queries, str | bytes) or not isinstance(queries, Iterable):
             raise ConfigError(f"expected a sequence of {medium} queries, not a single one; use search for that")
-        wanted = self._wanted(media, medium)
+        question = self._question(medium, self._wanted(media, medium), k, where, min_score, reorder)
+        rest = iter(queries)
         results: list[SearchResult] = []
-        for start in range(0, len(queries), batch_size):
-            part = queries[start : start + batch_size]
-            began = time.perf_counter()
-            prepared = [self._prepare(medium, query) for query in part]
-            ready = time.perf_counter()
-            vectors = self._run(medium, prepared)
-            encoded = time.perf_counter()
-            found = self.index.search(vectors, k, media=wanted)
-            timings = {
-                "preprocess": ready - began,
-                "encode": encoded - ready,
-                "search": time.perf_counter() - encoded,
-            }
-            results.extend(SearchResult(tuple(hits), medium, timings) for hits in found)
+        while part := list(islice(rest, batch_size)):
+            results += self._answer(
+                medium,
+                lambda part=part: self.model.prepare_all(medium, part),  # type: ignore[misc]
+                lambda prepared: self.model.encode(medium, prepared),
+                question,
+            )
         return tuple(results)
 
-    def similar(self, item: str, medium: str, *, k: int = 10, media: str | Sequence[str] | None = None) -> SearchResult:
+    def similar(
+        self,
+        item: str,
+        medium: str,
+        *,
+        k: int = 10,
+        media: Media = None,
+        where: Where = None,
+        min_score: MinScore = None,
+    ) -> SearchResult:
         """The items nearest to one of the index, without that one itself.
 
         Args:
@@ -581,21 +513,49 @@ class Searcher:
             medium: its medium.
             k: how many hits.
             media: which media to find; None means all of them, the item's own too.
+            where: see :meth:`search`.
+            min_score: see :meth:`search`.
 
         Raises:
             UnknownItemError: the index does not hold the item.
-            ConfigError: k is below 1, or there is no such medium.
+            ConfigError: see :meth:`search`.
         """
-        if k < 1:
-            raise ConfigError(f"k is {k}; expected at least 1")
         wanted = self._wanted(media, None)
-        began = time.perf_counter()
+        question = self._question(medium, wanted, k, where, min_score, 0)
         vector = self.index.vector(item, medium)
-        hits = self.index.search(vector[None], k + 1, media=wanted)[0]
-        others = [hit for hit in hits if (hit.id, hit.medium) != (item, medium)]
-        return SearchResult(tuple(others[:k]), medium, {"search": time.perf_counter() - began})
+        hits, timings = find(self.index, {self.bundle.manifest.representation: vector[None]}, question.wider())
+        others = [hit for hit in hits[0] if (hit.id, hit.medium) != (item, medium)]
+        return SearchResult(tuple(others[:k]), medium, timings)
 
-    def _wanted(self, media: str | Sequence[str] | None, query_medium: str | None) -> list[str]:
+    def _answer(
+        self,
+        medium: str,
+        prepare: Callable[[], Any],
+        encode: Callable[[Any], Any],
+        question: Question,
+    ) -> list[SearchResult]:
+        began = time.perf_counter()
+        prepared = prepare()
+        ready = time.perf_counter()
+        vectors = encode(prepared)
+        encoded = time.perf_counter()
+        found, timings = find(self.index, vectors, question)
+        first = "decode" if medium == "image" else "tokenize"
+        timings = {first: ready - began, "encode": encoded - ready, **timings}
+        return [SearchResult(hits, medium, timings) for hits in found]
+
+    def _question(
+        self, medium: str, wanted: Sequence[str], k: int, where: Where, min_score: MinScore, reorder: int
+    ) -> Question:
+        if reorder and self.index.meta.second is None:
+            raise ConfigError(
+                f"reorder is {reorder}, and the index keeps no second representation; make one that does, with "
+                "second_stage=True"
+            )
+        lowest = floors(min_score, self.bundle.manifest.calibration, medium, wanted)
+        return Question(k=k, media=wanted, where=where, floors=lowest, reorder=reorder)
+
+    def _wanted(self, media: Media, query_medium: str | None) -> list[str]:
         known = sorted({*MEDIA, *self.index.media})
         if media is None:
             return [name for name in known if name != query_medium]
@@ -605,36 +565,19 @@ class Searcher:
             raise ConfigError(f"media is {media!r}; expected one or several of {', '.join(known)}")
         return names
 
-    def _prepare(self, medium: str, source: Any) -> Any:
-        """A picture as pixels (S, S, 3), or a text as token ids."""
-        manifest = self.bundle.manifest
-        if medium == "image":
-            return image_array(source, manifest.image)
-        if not isinstance(source, str):
-            raise TextError(f"a text is a {type(source).__name__}; expected str")
-        return self.bundle.vocabulary.encode(source, manifest.text)
 
-    def _run(self, medium: str, prepared: Sequence[Any]) -> NDArray[np.float32]:
-        batch: NDArray[Any]
-        if medium == "text":
-            batch = token_batch(prepared)
-        else:
-            batch = np.stack(prepared) if prepared else image_batch([], self.bundle.manifest.image)
-        return self._encoders[medium].run(batch)
+def _second(bundle: Bundle) -> tuple[str, int]:
+    """Name and width of the representation that reorders."""
+    manifest = bundle.manifest
+    others = {name: width for name, width in manifest.dimensions.items() if name != manifest.representation}
+    # A bundle has these two; among more of them, the one that tells items apart best comes first.
+    for name in ("fc9", *others):
+        if name in others:
+            return name, others[name]
+    raise ConfigError(f"{bundle.path}: has no representation beside {manifest.representation}, so no second stage")
 
 
-def _model(path: str | Path) -> Bundle:
-    """A bundle whose tokenizer is there: before an index is made, and not only when the first text comes."""
-    bundle = Bundle.open(path)
-    try:
-        tokenizer(bundle.manifest.text.tokenizer)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return bundle
-
-
-def _image_ids(images: Sequence[ImageSource]) -> list[str]:
-    bad = next((image for image in images if not isinstance(image, str | os.PathLike)), None)
-    if bad is not None:
-        raise ConfigError(f"a picture is a {type(bad).__name__}, which gives no id; give ids for all pictures")
-    return [Path(image).as_posix() for image in images]  # type: ignore[arg-type]
+def _path_id(image: object) -> str:
+    if not isinstance(image, str | os.PathLike):
+        raise ConfigError(f"a picture is a {type(image).__name__}, which gives no id; give ids for all pictures")
+    return Path(image).as_posix()

@@ -105,9 +105,9 @@ def arrays_that_training_sees(trunk, paths, cache):
 def arrays_that_serving_sees(shop, paths):
     seen = []
     with Searcher.open(shop.bundle, shop.index) as searcher:
-        encoder = searcher._encoders["image"]
-        run = encoder.run
-        encoder.run = lambda batch: seen.append(batch.copy()) or run(batch)
+        encoder = searcher.model.encoders["image"]
+        run_all = encoder.run_all
+        encoder.run_all = lambda batch: seen.append(batch.copy()) or run_all(batch)
         for path in paths:
             searcher.search(path, k=1)
     return np.concatenate(seen)

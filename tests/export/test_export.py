@@ -110,6 +110,18 @@ def test_a_bundle_ranks_as_the_model_does(bundle, model, corpus, output, split):
     assert before.average > 0.35  # chance is about 0.23: the rankings mean something
 
 
+def test_a_bundle_is_calibrated_on_the_pairs_that_it_was_compared_on(bundle, model, corpus):
+    pairs, calibration = corpus.part("val"), bundle.manifest.calibration
+    assert calibration.pairs == {"corpus": corpus.name, "split": "val", "count": len(pairs)}
+    assert set(calibration.thresholds) == {"image_to_text", "text_to_image", "image_to_image", "text_to_text"}
+    found = trained(model, pairs, "probability")
+    measured = cross_media_map(found["image"], found["text"], [pair.label for pair in pairs])
+    ranking = calibration.ranking["probability"]
+    assert ranking["image_to_text"].map == pytest.approx(measured.image_to_text.map, abs=1e-4)
+    assert ranking["text_to_image"].map == pytest.approx(measured.text_to_image.map, abs=1e-4)
+    assert set(calibration.ranking) == {"probability", "fc9", "probability then fc9"}
+
+
 def test_a_bundle_says_what_it_is(bundle, model, config):
     manifest = bundle.manifest
     assert sorted(manifest.files) == ["image.onnx", "report.html", "text.onnx", "vocabulary.txt"]

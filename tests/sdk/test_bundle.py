@@ -5,12 +5,23 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dckt.bundle import BUNDLE_VERSION, DEFAULT_VARIANT, Bundle, Graph, Variant, graph_file, write_bundle
+from dckt.bundle import (
+    BUNDLE_VERSION,
+    DEFAULT_VARIANT,
+    Bundle,
+    Graph,
+    Variant,
+    graph_file,
+    with_calibration,
+    write_bundle,
+)
+from dckt.calibration import Calibration, Threshold
 from dckt.errors import BundleCorruptError, BundleError, BundleVersionError, ConfigError
 from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
 
@@ -637,3 +648,81 @@ def test_vocabulary_that_hashes_right_and_is_none(tiny_bundle_copy: Path, damage
     bundle = Bundle.open(tiny_bundle_copy)
     with pytest.raises(BundleCorruptError, match="vocabulary"):
         _ = bundle.vocabulary
+
+
+# --- calibration ---
+
+
+def calibration(representation: str = "probability") -> Calibration:
+    best = Threshold(similarity=0.5, precision=1.0, recall=0.5, f1=0.6, answered=0.7, mistaken=0.1)
+    return Calibration(
+        representation=representation,
+        pairs={"corpus": "shop", "count": 12},
+        thresholds={"image_to_text": {"best_f1": best}},
+        ranking={},
+        candidates=12,
+    )
+
+
+def test_a_calibration_is_stored_later(tiny_bundle_copy: Path) -> None:
+    before = Bundle.open(tiny_bundle_copy)
+    assert before.manifest.calibration is None
+    assert "calibration" not in json.loads((tiny_bundle_copy / "manifest.json").read_text())
+    after = with_calibration(before, calibration())
+    assert after.manifest == replace(before.manifest, calibration=calibration())
+    assert Bundle.open(tiny_bundle_copy) == after
+    assert after.manifest.model_id == before.manifest.model_id
+    newer = replace(calibration(), candidates=5)
+    assert with_calibration(before, newer).manifest.calibration == newer, "in place of the one that is there"
+    assert not [file for file in tiny_bundle_copy.iterdir() if "partial" in file.name]
+
+
+def test_a_calibration_is_written_with_the_bundle(bundle_with: Callable[..., Bundle]) -> None:
+    assert bundle_with(["onnxruntime-fp32"], calibration=calibration()).manifest.calibration == calibration()
+
+
+def test_a_calibration_of_another_representation(tiny_bundle_copy: Path) -> None:
+    before = (tiny_bundle_copy / "manifest.json").read_bytes()
+    with pytest.raises(BundleError, match="the calibration is of fc9"):
+        with_calibration(Bundle.open(tiny_bundle_copy), calibration("fc9"))
+    assert (tiny_bundle_copy / "manifest.json").read_bytes() == before
+
+
+def test_a_calibration_of_a_bundle_that_was_replaced(tiny_bundle_copy: Path) -> None:
+    opened = Bundle.open(tiny_bundle_copy)
+    stale = Bundle(opened.path, replace(opened.manifest, model_id="another"))
+    with pytest.raises(BundleError, match="holds another model now"):
+        with_calibration(stale, calibration())
+
+
+def test_a_calibration_of_a_first_format_bundle(tiny_bundle_copy: Path) -> None:
+    resign(tiny_bundle_copy, version_1(tiny_bundle_copy))
+    before = Bundle.open(tiny_bundle_copy)
+    assert with_calibration(before, calibration()).manifest == replace(before.manifest, calibration=calibration())
+
+
+def test_a_calibration_that_cannot_be_stored(tiny_bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dckt.bundle.atomic_write", full)
+    with pytest.raises(BundleError, match=r"cannot be stored .*No space"):
+        with_calibration(Bundle.open(tiny_bundle_copy), calibration())
+    with pytest.raises(BundleError, match="finite"):
+        with_calibration(Bundle.open(tiny_bundle_copy), replace(calibration(), pairs={"x": float("nan")}))
+
+
+@pytest.mark.parametrize("value", [None, [], {}, {"representation": "probability"}])
+def test_a_calibration_that_is_none_of_ours(tiny_bundle_copy: Path, value: object) -> None:
+    resign(tiny_bundle_copy, {**manifest_of(tiny_bundle_copy), "calibration": value})
+    with pytest.raises(BundleCorruptError, match="calibration"):
+        Bundle.open(tiny_bundle_copy)
+
+
+def test_a_first_format_bundle_that_the_second_cannot_describe(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", files={**FILES, "weights.bin": b"of a graph, under a name of its own"}).path
+    version_1(folder)
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(BundleError, match=r"old format .* export it again"):
+        with_calibration(Bundle.open(folder), calibration())
+    assert (folder / "manifest.json").read_bytes() == before

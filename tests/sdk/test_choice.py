@@ -170,7 +170,7 @@ def test_an_engine_by_name(bundle_with: Make, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ProviderError, match="tensorrt-fp16 needs an NVIDIA GPU, and there is none here"):
         choose(manifest, variant="tensorrt-fp16")
     monkeypatch.setattr(choice, "cuda_devices", lambda: 1)
-    with pytest.raises(BundleError, match=r"tensorrt-fp16: the bundle holds no engine that fits.*dckt engine"):
+    with pytest.raises(BundleError, match=r"tensorrt-fp16: no engine fits this machine.*dckt engine.*DCKT_ENGINES"):
         choose(manifest, variant="tensorrt-fp16")
     with pytest.raises(ProviderError, match="device 'cpu' was asked for"):
         choose(manifest, variant="tensorrt-fp16", device="cpu", engines=["fp16"])
@@ -273,11 +273,24 @@ def engines(bundle_with: Make, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 
 
 @pytest.mark.usefixtures("gpu")
+def test_engines_are_looked_for_where_they_were_built(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a bundle that may not be written, by the variable that dckt engine reads too."""
+    monkeypatch.setattr(choice, "machine", lambda: None)
+    monkeypatch.setattr(choice, "find_engines", lambda bundle, machine: pytest.fail("looked"))
+    open_encoders(Bundle.open(tiny_bundle), device="auto")
+    monkeypatch.setenv("DCKT_ENGINES", str(tmp_path))
+    with pytest.raises(pytest.fail.Exception, match="looked"):
+        open_encoders(Bundle.open(tiny_bundle), device="auto")
+
+
+@pytest.mark.usefixtures("gpu")
 def test_an_engine_that_fits_is_taken(engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[Path, dict[str, str]]] = []
 
     class FakeEncoder:
-        dimension, variant, provider = 4, "tensorrt-fp16", "TensorRT 10.16 on NVIDIA X"
+        dimensions, variant, provider = {"probability": 4}, "tensorrt-fp16", "TensorRT 10.16 on NVIDIA X"
 
         @classmethod
         def open(cls, plan: Path, **options: str) -> FakeEncoder:
@@ -302,7 +315,10 @@ def test_an_engine_that_fits_is_taken(engines: Bundle, monkeypatch: pytest.Monke
     encoders = open_encoders(engines)
     assert {encoder.variant for encoder in encoders.values()} == {"tensorrt-fp16"}
     assert opened == [
-        (Path("b") / f"{medium}.plan", {"output": "probability", "sha256": f"hash of {medium}", "precision": "fp16"})
+        (
+            Path("b") / f"{medium}.plan",
+            {"output": "probability", "also": [], "sha256": f"hash of {medium}", "precision": "fp16"},
+        )
         for medium in ("image", "text")
     ]
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dckt.errors import ItemError
-from dckt.index.exact import exact_limit, products, ranked, shortlist, similarities
-from dckt.index.vectors import float32_error, normalised, unit_rows
+from dckt.index.exact import Columns, exact_limit, products, ranked, shortlist, similarities
+from dckt.index.vectors import float32_error, normalised, unit_queries, unit_rows
 
 
 def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
@@ -123,30 +123,80 @@ class TestScores:
         assert np.abs(naive - true[:, :3]).max() <= float32_error(width) / 2
 
 
+class TestColumns:
+    @settings(max_examples=100, deadline=None)
+    @given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.floats(0, 1))
+    def test_products_are_as_near_as_they_say(self, width, seed, zeros):
+        generator = np.random.default_rng(seed)
+        matrix = unit(30, width, seed=seed)
+        query = generator.normal(size=(1, width)) * 10.0 ** generator.uniform(-12, 0, (1, width))
+        query[0, generator.random(width) < zeros] = 0
+        query[0, generator.integers(width)] = 1
+        query = unit_queries(query, dimension=width)[0]
+        found, error = Columns(matrix).products(query)
+        true = matrix.astype(np.float64) @ query.astype(np.float64)
+        assert np.abs(found - true).max() <= error + float32_error(width) / 2
+
+    def test_few_numbers_and_many(self):
+        matrix = unit(50, 8)
+        assert Columns(matrix).products(np.eye(8, dtype=np.float32)[3])[0] == pytest.approx(matrix[:, 3], abs=1e-6)
+        assert Columns(matrix).products(matrix[7])[1] == 0.0
+
+
+class TestUnitQueries:
+    @pytest.mark.parametrize("count", [0, 1, 2, 9])
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_as_normalised(self, count, dtype):
+        values = np.random.default_rng(0).normal(size=(count, 5)).astype(dtype)
+        rows = unit_queries(values, dimension=5)
+        np.testing.assert_allclose(rows, normalised(values, dimension=5, names=["q"] * count), rtol=2e-7)
+        assert rows.dtype == np.float32
+        assert rows.flags.c_contiguous
+
+    @pytest.mark.parametrize("scale", [1e-300, 1e-120, 1e120, 1e300])
+    def test_tiny_and_huge(self, scale):
+        np.testing.assert_allclose(unit_queries(np.array([[3.0, 4.0]]) * scale, dimension=2), [[0.6, 0.8]], rtol=1e-6)
+
+    def test_one_alone_and_among_others(self):
+        values = np.random.default_rng(0).normal(size=(200, 48))
+        together = unit_queries(values, dimension=48)
+        np.testing.assert_array_equal(together, np.concatenate([unit_queries(v[None], dimension=48) for v in values]))
+
+
 class TestShortlist:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=300, deadline=None)
     @given(
         arrays(np.float32, st.integers(1, 40), elements=st.sampled_from([-1, -0.5, 0, 0.25, 0.25 + 2**-20, 1])),
-        st.integers(1, 50),
+        st.integers(1, 90),
+        st.data(),
     )
-    def test_holds_the_best_k_and_all_ties_of_the_last(self, products, k):
-        rows = set(shortlist(products, k, 2).tolist())
-        worst = np.sort(products)[::-1][: min(k, len(products))][-1]
-        assert {row for row, value in enumerate(products) if value >= worst} <= rows
+    def test_holds_the_best_k_items_and_all_ties_of_the_last(self, scores, k, data):
+        counts = data.draw(arrays(np.int32, len(scores), elements=st.integers(1, 3)))
+        rows = set(shortlist(scores.copy(), k, 0.0, counts).tolist())
+        order = np.argsort(-scores, kind="stable")
+        last = min(int(counts[order].cumsum().searchsorted(k)), len(order) - 1)
+        assert {row for row, value in enumerate(scores) if value >= scores[order[last]]} <= rows
 
     def test_leaves_out_what_cannot_belong(self):
-        assert shortlist(np.array([0.1, 0.9, 0.5], np.float32), 1, 2).tolist() == [1]
+        ones = np.ones(3, np.int32)
+        assert shortlist(np.array([0.1, 0.9, 0.5], np.float32), 1, 1e-6, ones).tolist() == [1]
+        assert shortlist(np.array([0.1, 0.9, 0.5], np.float32), 2, 1e-6, 2 * ones).tolist() == [1]
+        assert shortlist(np.array([0.1, 0.9, -2.0], np.float32), 3, 1e-6, np.array([1, 1, 0])).tolist() == [0, 1]
 
     def test_of_none(self):
-        assert shortlist(np.zeros(0, np.float32), 3, 2).tolist() == []
-        assert shortlist(np.zeros(4, np.float32), 0, 2).tolist() == []
+        assert shortlist(np.zeros(0, np.float32), 3, 0.0, np.zeros(0, np.int32)).tolist() == []
+        assert shortlist(np.zeros(4, np.float32), 0, 0.0, np.ones(4, np.int32)).tolist() == []
 
 
 class TestRanked:
+    @staticmethod
+    def entries(postings):
+        return lambda row, limit: [(item, b"{}") for item in postings[row][:limit]]
+
     def test_order_is_score_then_id_across_vectors(self):
         postings = [["b", "d"], ["a", "c"], ["e"]]
-        hits = ranked(np.arange(3), np.array([0.5, 0.5, 0.9], np.float32), postings, 4)
-        assert hits == [(pytest.approx(0.9), "e"), (0.5, "a"), (0.5, "b"), (0.5, "c")]
+        hits = ranked(np.arange(3), np.array([0.5, 0.5, 0.9], np.float32), self.entries(postings), 4)
+        assert hits == [(pytest.approx(-0.9), "e", b"{}"), *((-0.5, item, b"{}") for item in "abc")]
 
     @settings(max_examples=100, deadline=None)
     @given(st.data())
@@ -156,8 +206,26 @@ class TestRanked:
         postings = [sorted(ids[row :: len(scores)]) for row in range(len(scores))]
         naive = sorted((-float(scores[row]), item) for row, shared in enumerate(postings) for item in shared)
         k = data.draw(st.integers(1, len(ids)))
-        hits = ranked(np.arange(len(scores)), scores, postings, k)
-        assert [(-score, item) for score, item in hits] == naive[:k]
+        hits = ranked(np.arange(len(scores)), scores, self.entries(postings), k)
+        assert [hit[:2] for hit in hits] == naive[:k]
+
+    @pytest.mark.parametrize("k", [1, 3, 20, 90])
+    def test_many_ties_are_thinned_by_id_and_nothing_is_lost(self, k):
+        generator = np.random.default_rng(0)
+        postings = [sorted(generator.choice(10**6, 1 + row % 3, replace=False).astype(str)) for row in range(500)]
+        scores = generator.choice(np.array([0.5, 0.25, 0.125], np.float32), 500, p=[0.02, 0.9, 0.08])
+        firsts = sorted(range(500), key=lambda row: postings[row][0])
+        ranks = np.argsort(firsts)
+        read = []
+
+        def entries(row, limit):
+            read.append(row)
+            return [(item, b"{}") for item in postings[row][:limit]]
+
+        naive = sorted((-float(scores[row]), item) for row, shared in enumerate(postings) for item in shared)
+        hits = ranked(np.arange(500), scores, entries, k, lambda: ranks)
+        assert [hit[:2] for hit in hits] == naive[:k]
+        assert len(read) <= 2 * k + 20
 
 
 def test_wider_vectors_are_searched_exactly_up_to_fewer():

@@ -13,8 +13,11 @@ import pytest
 
 from dckt.errors import ConfigError, ItemError
 from dckt.index import Index, hnsw, shelf
-from dckt.index.hnsw import PAGE, HnswGraph
-from dckt.index.snapshot import GraphReport, SnapshotError, read_snapshot, write_snapshot
+from dckt.index.hnsw import EFFORTS, HnswGraph
+from dckt.index.schema import Head
+from dckt.index.segment import GraphReport, Segment, SegmentError, candidates, read_segment, write_segment
+from dckt.index.shelf import Shelf
+from dckt.index.store import Change
 from dckt.index.vectors import normalised
 
 WIDTH = 16
@@ -25,10 +28,22 @@ def unit(rows: int, width: int = WIDTH, seed: int = 0) -> np.ndarray:
     return normalised(values, dimension=width, names=["row"] * rows)
 
 
-def graph_of(vectors: np.ndarray, first: int = 0, threads: int | None = 1) -> HnswGraph:
+def graph_of(vectors: np.ndarray, threads: int | None = 1) -> HnswGraph:
     graph = HnswGraph(vectors.shape[1])
-    graph.add(np.arange(first, first + len(vectors)), vectors, threads=threads)
+    order = graph.shuffled(len(vectors))
+    graph.add(order, vectors[order], threads=threads)
     return graph
+
+
+def shelf_of(vectors: np.ndarray, kind: str = "hnsw") -> Shelf:
+    one = Shelf(vectors.shape[1], kind, Head(0, "a"))
+    change = Change(
+        added=[(row + 1, f"t{row:05d}", "{}") for row in range(len(vectors))],
+        vectors={row + 1: vector for row, vector in enumerate(vectors)},
+        items=len(vectors),
+    )
+    assert one.apply(change, HEAD)
+    return one
 
 
 def index_of(folder: Path, vectors: np.ndarray, kind: str = "hnsw") -> Index:
@@ -42,53 +57,70 @@ def search_state(index: Index) -> tuple[str, int]:
     return about.search, about.in_graph
 
 
-REPORT = GraphReport(count=300, ef=512, recall=1.0, accepted=True, seconds=0.0)
+HEAD = Head(7, "token")
+REPORT = GraphReport(graph="g", count=300, effort=64, recall=1.0, accepted=True, seconds=0.0)
+
+
+def write(folder: Path, vectors: np.ndarray) -> Path:
+    return write_segment(
+        folder,
+        index_id="i",
+        medium="text",
+        dimension=WIDTH,
+        head=HEAD,
+        source=shelf_of(vectors).source(drop_unused=False),
+        graph=graph_of(vectors),
+        report=REPORT,
+    )
 
 
 @pytest.fixture
-def snapshot(tmp_path):
-    """A folder with the snapshot of a graph over 300 vectors."""
-    write_snapshot(tmp_path, index_id="i", medium="text", dimension=WIDTH, report=REPORT, graph=graph_of(unit(300)))
-    return tmp_path
+def segment(tmp_path):
+    """A segment with a graph over 300 vectors."""
+    return write(tmp_path, unit(300))
 
 
-def read(folder: Path, **changes):
-    return read_snapshot(folder, **{"index_id": "i", "medium": "text", "dimension": WIDTH, **changes})
+def read(path: Path, **changes) -> Segment:
+    return read_segment(path, **{"index_id": "i", "medium": "text", "dimension": WIDTH, **changes})
 
 
 # --- H1 to H3: arguments ---
 
 
 @pytest.mark.parametrize("width", [WIDTH - 1, WIDTH + 1])
-def test_h1_a_wrong_width_never_reaches_hnswlib(width):
+def test_h1_a_wrong_width_never_reaches_hnswlib(tmp_path, width):
     graph = graph_of(unit(50))
-    with pytest.raises(ItemError, match=rf"expected float32 \(N, {WIDTH}\)"):
-        graph.nearest(unit(3, width))
     with pytest.raises(ItemError, match=rf"expected float32 \(N, {WIDTH}\)"):
         graph.add(np.array([90]), unit(1, width))
     assert len(graph) == 50
+    with index_of(tmp_path / "i", unit(200)) as index, pytest.raises(ItemError, match=rf"expected \(N, {WIDTH}\)"):
+        index.search(unit(3, width))
 
 
 def test_h1_a_wrong_dtype_never_reaches_hnswlib():
     with pytest.raises(ItemError, match="float64"):
-        graph_of(unit(50)).nearest(unit(3).astype(np.float64))
+        graph_of(unit(50)).add(np.arange(50, 53), unit(3).astype(np.float64))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_h2_numbers_that_are_not_finite_are_refused_with_their_row(bad):
+def test_h2_numbers_that_are_not_finite_are_refused_with_their_row(tmp_path, bad):
     graph = graph_of(unit(50))
     vectors = unit(3)
     vectors[1, 4] = bad
     with pytest.raises(ItemError, match=r"rows \[1\]"):
-        graph.nearest(vectors)
-    with pytest.raises(ItemError, match=r"rows \[1\]"):
         graph.add(np.arange(90, 93), vectors)
     assert len(graph) == 50
+    with index_of(tmp_path / "i", unit(200)) as index:
+        for queries in (vectors, vectors[1:2]):
+            with pytest.raises(ItemError, match=r"query \d.*not finite"):
+                index.search(queries)
 
 
 def test_h3_a_zero_query_is_refused(tmp_path):
-    with index_of(tmp_path / "i", unit(200)) as index, pytest.raises(ItemError, match=r"query 1.*no direction"):
-        index.search(np.stack([np.ones(WIDTH), np.zeros(WIDTH)]))
+    with index_of(tmp_path / "i", unit(200)) as index:
+        for queries in (np.stack([np.ones(WIDTH), np.zeros(WIDTH)]), np.zeros((1, WIDTH))):
+            with pytest.raises(ItemError, match=r"query \d.*no direction"):
+                index.search(queries)
 
 
 # --- H4 to H7: files ---
@@ -104,16 +136,18 @@ def test_h4_a_save_on_a_full_disk_is_an_error():
         graph_of(unit(50)).save(Path("/dev/full"))
 
 
-def test_h4_a_failed_save_leaves_the_snapshot_that_was_there(snapshot, monkeypatch):
-    before = {file.name: file.read_bytes() for file in snapshot.iterdir()}
+def test_h4_a_failed_save_leaves_the_segment_that_was_there(segment, monkeypatch):
+    before = {file.name: file.read_bytes() for file in segment.iterdir()}
 
-    def save_half(index, path):
-        Path(path).write_bytes(b"half")
+    def save_half(graph, path):
+        path.write_bytes(b"half")
+        _full_disk()
 
-    monkeypatch.setattr(HnswGraph, "save", lambda graph, path: (save_half(graph, path), _full_disk()))
+    monkeypatch.setattr(HnswGraph, "save", save_half)
     with pytest.raises(OSError, match="disk is full"):
-        write_snapshot(snapshot, index_id="i", medium="text", dimension=WIDTH, report=REPORT, graph=graph_of(unit(9)))
-    assert {file.name: file.read_bytes() for file in snapshot.iterdir()} == before
+        write(segment.parent, unit(9))
+    assert list(segment.parent.iterdir()) == [segment]
+    assert {file.name: file.read_bytes() for file in segment.iterdir()} == before
 
 
 def test_h4_an_index_works_on_when_its_graph_cannot_be_saved(tmp_path, monkeypatch, caplog):
@@ -121,7 +155,7 @@ def test_h4_an_index_works_on_when_its_graph_cannot_be_saved(tmp_path, monkeypat
     with index_of(tmp_path / "i", unit(200)) as index:
         assert "was not saved" in caplog.text
         assert index.search(unit(1), 1)[0][0].id == "t00000"
-    assert not list((tmp_path / "i").glob("*hnsw*"))
+    assert not list((tmp_path / "i").rglob("*hnsw*"))
 
 
 def _full_disk():
@@ -130,46 +164,57 @@ def _full_disk():
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"dimension": WIDTH + 1}, "dimension"), ({"index_id": "other"}, "index_id"), ({"medium": "image"}, None)],
+    [({"dimension": WIDTH + 1}, "dimension"), ({"index_id": "other"}, "index_id"), ({"medium": "image"}, "medium")],
 )
-def test_h5_a_graph_of_another_shape_or_index_is_not_loaded(snapshot, change, said):
-    if said is None:
-        assert read(snapshot, **change) is None
-    else:
-        with pytest.raises(SnapshotError, match=said):
-            read(snapshot, **change)
+def test_h5_a_graph_of_another_shape_or_index_is_not_loaded(segment, change, said):
+    with pytest.raises(SegmentError, match=said):
+        read(segment, **change)
 
 
-@pytest.mark.parametrize("setting", ["SPACE", "M", "EF_CONSTRUCTION", "PAGE"])
-def test_h5_a_graph_of_other_settings_is_not_loaded(snapshot, monkeypatch, setting):
-    monkeypatch.setattr("dckt.index.snapshot." + setting, "other")
-    with pytest.raises(SnapshotError):
-        read(snapshot)
+@pytest.mark.parametrize("setting", ["SPACE", "M", "EF_CONSTRUCTION", "SEGMENT_VERSION"])
+def test_h5_a_graph_of_other_settings_is_not_loaded(segment, monkeypatch, setting):
+    monkeypatch.setattr("dckt.index.segment." + setting, "other")
+    with pytest.raises(SegmentError, match="other"):
+        read(segment)
 
 
-def test_h6_no_flipped_bit_reaches_hnswlib(snapshot, monkeypatch):
-    monkeypatch.setattr(HnswGraph, "load", lambda *_, **__: pytest.fail("hnswlib was given a damaged file"))
-    file = snapshot / "graph.text.hnsw"
+def test_h5_a_graph_of_another_size_is_not_loaded(segment):
+    with pytest.raises(OSError, match="300 vectors, expected 301"):
+        HnswGraph.load(segment / "graph.hnsw", dimension=WIDTH, count=301)
+
+
+@pytest.mark.parametrize("name", ["graph.hnsw", "labels.npy", "vectors.npy", "items.npy", "ids.bin", "metadata.bin"])
+def test_h6_no_flipped_bit_is_believed(segment, monkeypatch, name):
+    if name == "graph.hnsw":
+        monkeypatch.setattr(HnswGraph, "load", lambda *_, **__: pytest.fail("hnswlib was given a damaged file"))
+    file = segment / name
     whole = file.read_bytes()
-    for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 200).tolist():
+    for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 60).tolist():
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         file.write_bytes(damaged)
-        with pytest.raises(SnapshotError, match="not the one that was written"):
-            read(snapshot)
+        with pytest.raises(SegmentError, match="not the one that was written"):
+            read(segment)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, -1])
-def test_h6_no_truncated_file_reaches_hnswlib(snapshot, monkeypatch, size):
+def test_h6_no_truncated_file_reaches_hnswlib(segment, monkeypatch, size):
     monkeypatch.setattr(HnswGraph, "load", lambda *_, **__: pytest.fail("hnswlib was given a damaged file"))
-    file = snapshot / "graph.text.hnsw"
+    file = segment / "graph.hnsw"
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(SnapshotError):
-        read(snapshot)
+    with pytest.raises(SegmentError):
+        read(segment)
 
 
-def test_h6_no_flipped_bit_of_the_description_is_believed(snapshot):
-    file = snapshot / "graph.text.json"
+@pytest.mark.parametrize("name", ["graph.hnsw", "vectors.npy", "ids.bin", "manifest.json"])
+def test_h6_a_missing_file_is_noticed(segment, name):
+    (segment / name).unlink()
+    with pytest.raises(SegmentError, match="cannot be read"):
+        read(segment)
+
+
+def test_h6_no_flipped_bit_of_the_manifest_is_believed(segment):
+    file = segment / "manifest.json"
     whole = file.read_bytes()
     for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 500).tolist():
         damaged = bytearray(whole)
@@ -177,45 +222,53 @@ def test_h6_no_flipped_bit_of_the_description_is_believed(snapshot):
         if damaged.split() == whole.split():  # one white space for another
             continue
         file.write_bytes(damaged)
-        with pytest.raises(SnapshotError):
-            read(snapshot)
+        with pytest.raises(SegmentError):
+            read(segment)
 
 
-def test_h7_ef_and_labels_survive(snapshot):
-    report, graph = read(snapshot)
-    assert report == REPORT
-    assert graph.ef == 512
-    assert graph._index.ef == 512
-    np.testing.assert_array_equal(graph.labels, np.arange(300))
-    graph.add(np.array([1000, 700]), unit(2, seed=9))
-    assert graph.nearest(unit(2, seed=9))[:, 0].tolist() == [1000, 700]
+def test_a_segment_holds_what_it_was_written_from(segment):
+    found = read(segment)
+    assert (found.head, found.report) == (HEAD, REPORT)
+    np.testing.assert_array_equal(found.labels, np.arange(1, 301))
+    np.testing.assert_array_equal(found.vectors, unit(300))
+    assert [found.entries(row, 5) for row in (0, 299)] == [[("t00000", b"{}")], [("t00299", b"{}")]]
+    with pytest.raises(ValueError, match="read-only"):
+        found.vectors[0, 0] = 1
 
 
-def test_h7_ef_is_in_force_and_not_only_remembered():
+def test_h7_settings_and_rows_survive(segment):
+    graph = read(segment).graph
+    assert graph._index.ef == 1
+    assert len(graph) == 300
+    graph.add(np.array([301, 300]), unit(2, seed=9))
+    assert graph.nearest(unit(2, seed=9), 32)[0][:, 0].tolist() == [301, 300]
+
+
+def test_h7_effort_is_what_a_search_asks_for():
     vectors = unit(3000, 64)
     graph, queries = graph_of(vectors, threads=None), unit(100, 64, seed=1)
     true = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
 
-    def recall() -> float:
-        return np.mean([np.isin(t, page[:10]).mean() for t, page in zip(true, graph.nearest(queries), strict=True)])
+    def recall(effort: int) -> float:
+        pages = graph.nearest(queries, effort)[0]
+        return np.mean([np.isin(t, page[:10]).mean() for t, page in zip(true, pages, strict=True)])
 
-    graph.ef = PAGE
-    narrow = recall()
-    graph.ef = 2048
-    assert recall() > narrow
+    assert recall(16) < recall(64) < recall(1024)
+    assert recall(1024) >= 0.999
 
 
 # --- H8 to H11: counts and labels ---
 
 
-@pytest.mark.parametrize("count", [1, 3, PAGE - 1, PAGE + 1])
+@pytest.mark.parametrize("count", [1, 3, 63, 65])
 def test_h8_a_page_is_never_larger_than_the_graph(count):
-    assert graph_of(unit(count)).nearest(unit(2)).shape == (2, min(count, PAGE))
+    rows, distances = graph_of(unit(count)).nearest(unit(2), 64)
+    assert rows.shape == distances.shape == (2, min(count, 64))
 
 
 def test_h8_an_empty_graph_and_an_empty_batch():
-    assert HnswGraph(WIDTH).nearest(unit(2)).shape == (2, 0)
-    assert graph_of(unit(3)).nearest(unit(0)).shape == (0, 3)
+    assert HnswGraph(WIDTH).nearest(unit(2), 64)[0].shape == (2, 0)
+    assert graph_of(unit(3)).nearest(unit(0), 64)[0].shape == (0, 3)
 
 
 def test_h8_what_the_graph_cannot_reach_is_answered_exactly(tmp_path, monkeypatch):
@@ -223,14 +276,17 @@ def test_h8_what_the_graph_cannot_reach_is_answered_exactly(tmp_path, monkeypatc
     with index_of(tmp_path / "i", vectors) as index:
         assert search_state(index) == ("hnsw", 300)
         expected = index.search(vectors[:5], 7)
+        asked = []
 
         def unreachable(*_, **__):
+            asked.append(True)
             raise RuntimeError("Cannot return the results in a contiguous 2D array. Probably ef or M is too small")
 
         monkeypatch.setattr(
             index._shelves["text"].graph, "_index", _Replaced(index._shelves["text"].graph._index, unreachable)
         )
         assert index.search(vectors[:5], 7) == expected
+        assert asked
 
 
 class _Replaced:
@@ -243,7 +299,7 @@ class _Replaced:
         return getattr(self._index, name)
 
 
-@pytest.mark.parametrize("k", [1, PAGE, PAGE + 1, 299, 300, 301, 10**6])
+@pytest.mark.parametrize("k", [1, 10, 11, 128, 299, 300, 301, 10**6])
 def test_h8_any_k_gives_that_many_or_all(tmp_path, k):
     with index_of(tmp_path / "i", unit(300)) as index:
         hits = index.search(unit(1, seed=4), k)[0]
@@ -258,13 +314,19 @@ def test_h9_adding_past_the_capacity_grows():
     assert graph._index.element_count == 5000
 
 
-@pytest.mark.parametrize("labels", [[50, 49], [60, 60], [-1, 60], [60]])
-def test_h9_a_batch_is_added_whole_or_not_at_all(labels):
+@pytest.mark.parametrize("rows", [[60, 60], [-1, 60], [60]])
+def test_h9_a_batch_is_added_whole_or_not_at_all(rows):
     graph = graph_of(unit(50))
-    with pytest.raises(ItemError, match="expected 2 labels"):
-        graph.add(np.array(labels), unit(2, seed=3))
+    with pytest.raises(ItemError, match="expected 2 rows"):
+        graph.add(np.array(rows), unit(2, seed=3))
     assert len(graph) == 50
     assert graph._index.element_count == 50
+
+
+def test_h9_a_row_that_is_there_is_not_silently_replaced():
+    graph = graph_of(unit(50))
+    with pytest.raises(ItemError, match="in the graph already"):
+        graph.add(np.array([49, 50]), unit(2, seed=3))
 
 
 def test_h10_what_is_deleted_is_not_counted_and_not_found(tmp_path):
@@ -311,7 +373,7 @@ def test_many_deletions_build_the_graph_anew(tmp_path):
         assert index._shelves["text"].unused_share() <= shelf.UNUSED_LIMIT
         index.delete("text", [f"t{row:05d}" for row in range(150, 390)])
         assert index.search(vectors[395:396], 3)[0][0].id == "t00395"
-        assert len(index._shelves["text"].labels) == 10
+        assert index._shelves["text"].rows == 10
     with Index.open(tmp_path / "i") as index:
         assert len(index.search(vectors[:1], 50)[0]) == 10
 
@@ -362,23 +424,27 @@ def test_h12_adding_growing_deleting_and_searching_at_once(tmp_path):
         assert search_state(index)[0] == "hnsw"
 
 
-def test_h12_growing_and_searching_exclude_each_other():
-    graph = graph_of(unit(300))
-    watched = graph._index = _Watched(graph._index)
-    done = threading.Event()
+def test_h12_growing_and_searching_exclude_each_other(tmp_path):
+    vectors = unit(900)
+    with index_of(tmp_path / "i", vectors[:300]) as index:
+        graph = index._shelves["text"].graph
+        watched = graph._index = _Watched(graph._index)
+        done = threading.Event()
 
-    def search():
-        while not done.is_set():
-            graph.nearest(unit(2))
+        def search():
+            while not done.is_set():
+                index.search(vectors[:2], 5)
 
-    threads = [threading.Thread(target=search) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for start in range(300, 900, 60):
-        graph.add(np.arange(start, start + 60), unit(60, seed=start), threads=1)
-    done.set()
-    for thread in threads:
-        thread.join()
+        threads = [threading.Thread(target=search) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for start in range(300, 900, 100):
+            rows = range(start, start + 100)
+            index.add("text", [f"t{row:05d}" for row in rows], vectors[start : start + 100])
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert len(graph) > 300
     assert watched.searches > 0
     assert not watched.collisions
 
@@ -397,6 +463,9 @@ class _Watched:
             self.collisions.append("search during a change")
         time.sleep(0.001)
         return self._index.knn_query(*arguments, **options)
+
+    def save_index(self, path):
+        self._index.save_index(path)
 
     def _change(self, call, *arguments, **options):
         self.changing, before = True, self.searches
@@ -419,8 +488,8 @@ class _Watched:
 def test_h13_one_thread_makes_the_same_graph_byte_for_byte(tmp_path):
     for name in "ab":
         index_of(tmp_path / name, unit(2000)).close()
-    first, second = ((tmp_path / name / "graph.text.hnsw").read_bytes() for name in "ab")
-    assert first == second
+    first, second = (candidates(tmp_path / name, "text")[0] / "graph.hnsw" for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -430,13 +499,7 @@ def test_h13_threads_reach_hnswlib(monkeypatch, threads):
     monkeypatch.setattr(
         HnswGraph, "add", lambda self, *args, threads: (given.append(threads), real(self, *args, threads=threads))
     )
-    from dckt.index.shelf import Shelf
-    from dckt.index.store import Change
-
-    vectors = unit(20)
-    one = Shelf(WIDTH, "hnsw")
-    one.apply(Change(sequence=1, added=[(r, str(r)) for r in range(20)], vectors=dict(enumerate(vectors))))
-    one.build_graph(threads)
+    shelf_of(unit(20)).build_graph(threads)
     assert given == [threads]
 
 
@@ -455,68 +518,86 @@ def test_h14_one_medium_is_not_starved_by_another(tmp_path):
         assert len(index.search(near, 2000)[0]) == 1002
 
 
-def test_h15_ef_never_falls_below_the_page():
-    with pytest.raises(ItemError, match="ef is 10"):
-        HnswGraph(WIDTH).ef = 10
+def test_h15_the_one_ef_of_hnswlib_is_never_changed(tmp_path):
+    vectors = unit(3000, 48)
+    with index_of(tmp_path / "i", vectors) as index:
+        graph = index._shelves["text"].graph
+        for k in (1, 10, 50, 400):
+            index.search(vectors[:3], k)
+        index.tune(0.9)
+        index.search(vectors[:3], 10)
+        assert graph._index.ef == 1
 
 
 # --- recall is measured ---
 
 
-def test_a_sorted_collection_is_inserted_shuffled():
+def test_a_sorted_collection_is_inserted_shuffled(monkeypatch):
     centres = unit(40)
     vectors = np.repeat(centres, 50, axis=0) + 0.01 * unit(2000, seed=1)
     vectors = normalised(vectors, dimension=WIDTH, names=["row"] * 2000)
     inserted = []
-
-    graph = HnswGraph(WIDTH)
-    real = graph._index
-    graph._index = _Adding(real, inserted)
-    graph.add(np.arange(2000), vectors, threads=1)
+    real = HnswGraph.add
+    monkeypatch.setattr(
+        HnswGraph,
+        "add",
+        lambda self, rows, *args, **kw: (inserted.extend(rows.tolist()), real(self, rows, *args, **kw)),
+    )
+    graph, report = shelf_of(vectors).build_graph(1)
     assert sorted(inserted) == list(range(2000))
     assert inserted != sorted(inserted)
-    assert graph.tune(np.arange(2000), vectors) >= 0.99
+    assert graph is not None
+    assert report.recall >= 0.99
 
 
-class _Adding:
-    def __init__(self, index, inserted):
-        self._index, self._inserted = index, inserted
-
-    def add_items(self, vectors, labels, **options):
-        self._inserted.extend(labels.tolist())
-        self._index.add_items(vectors, labels, **options)
-
-    def __getattr__(self, name):
-        return getattr(self._index, name)
-
-
-def test_ef_rises_until_the_target_is_reached(monkeypatch):
+def test_effort_rises_until_the_target_is_reached_with_something_to_spare(monkeypatch):
     vectors = unit(400)
     graph = graph_of(vectors)
-    monkeypatch.setattr(graph, "_recall", lambda *_: {256: 0.5, 512: 0.98, 1024: 0.991, 2048: 1.0}[graph.ef])
-    assert graph.tune(np.arange(400), vectors) == 0.991
-    assert graph.ef == 1024
+    asked = []
+
+    def recall(queries, floors, effort, used):
+        asked.append(effort)
+        return {24: 0.5, 32: 0.98, 40: 0.991, 48: 0.993}[effort]
+
+    monkeypatch.setattr(graph, "recall", recall)
+    assert graph.tune(vectors[:5], np.zeros(5), np.ones(400, bool)) == (48, 0.993)
+    assert asked == [24, 32, 40, 48] == list(EFFORTS[:4])
 
 
 def test_recall_counts_what_exact_search_finds():
     vectors = unit(400)
     graph, queries = graph_of(vectors), unit(20, seed=5)
-    floors = hnsw.tenth_best(vectors, queries)
+    used = np.ones(400, bool)
     naive = [np.sort(vectors @ query)[-10] for query in queries]
-    np.testing.assert_allclose(floors, naive, atol=1e-6)
-    assert graph._recall(np.arange(400), vectors, queries, floors) == 1.0
-    # With the labels shifted by one the graph finds wrong vectors.
-    assert graph._recall(np.arange(400), np.roll(vectors, 1, axis=0), queries, floors) < 0.5
+    for parts in ([vectors], [vectors[:150], vectors[150:]]):
+        np.testing.assert_allclose(hnsw.tenth_best(parts, used, queries), naive, atol=1e-6)
+    floors = hnsw.tenth_best([vectors], used, queries)
+    assert graph.recall(queries, floors, 256, used) == 1.0
+    # When only the far half counts, its neighbours are what should be found.
+    far = (vectors @ queries[0]) <= 0
+    floors = hnsw.tenth_best([vectors], far, queries[:1])
+    np.testing.assert_allclose(floors, [np.sort((vectors @ queries[0])[far])[-10]], atol=1e-6)
+    assert graph.recall(queries[:1], floors, 16, far) < 0.5 < graph.recall(queries[:1], floors, 400, far)
+    # A graph over other vectors does not hold what is near.
+    other = graph_of(-vectors[:50])
+    assert other.recall(queries, hnsw.tenth_best([vectors], used, queries), 50, used[:50]) < 0.5
+
+
+@pytest.mark.parametrize("count", [1, 5, 10, 11])
+def test_floors_of_few_vectors(count):
+    vectors, queries = unit(count), unit(3, seed=1)
+    floors = hnsw.tenth_best([vectors], np.ones(count, bool), queries)
+    np.testing.assert_allclose(floors, np.sort(queries @ vectors.T, axis=1)[:, max(0, count - 10)], atol=1e-6)
 
 
 def test_a_graph_that_misses_its_target_is_not_used_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(HnswGraph, "_recall", lambda *_: 0.75)
+    monkeypatch.setattr(HnswGraph, "recall", lambda *_: 0.75)
     vectors = unit(300)
     with index_of(tmp_path / "i", vectors) as index:
         about = index.info().media["text"]
         assert (about.search, about.in_graph, about.ef, about.recall_at_10) == ("exact", 0, None, 0.75)
         assert [found[0].id for found in index.search(vectors[:3], 1)] == ["t00000", "t00001", "t00002"]
-    assert not list((tmp_path / "i").glob("*.hnsw"))
+    assert not list((tmp_path / "i").rglob("*.hnsw"))
     # The refusal is remembered: opening does not build again, until the collection has doubled.
     monkeypatch.setattr(HnswGraph, "tune", lambda *_: pytest.fail("was built again"))
     with Index.open(tmp_path / "i") as index:
@@ -531,7 +612,7 @@ def test_a_graph_that_misses_its_target_is_not_used_and_says_so(tmp_path, monkey
 def test_a_grown_graph_that_falls_short_is_built_anew(tmp_path, monkeypatch):
     with index_of(tmp_path / "i", unit(300)) as index:
         old = index._shelves["text"].graph
-        monkeypatch.setattr(HnswGraph, "_recall", lambda graph, *_: 0.5 if graph is old else 1.0)
+        monkeypatch.setattr(HnswGraph, "recall", lambda graph, *_: 0.5 if graph is old else 1.0)
         index.add("text", [f"u{row}" for row in range(200)], unit(200, seed=6))
         assert index._shelves["text"].graph is not old
         assert search_state(index) == ("hnsw", 500)
@@ -544,11 +625,11 @@ def test_auto_builds_a_graph_behind_the_limit_only(tmp_path, monkeypatch):
         assert search_state(index) == ("exact", 0)
         index.add("text", ["over"], vectors[250:251])
         assert search_state(index) == ("hnsw", 251)
-        index.add("text", [f"u{row}" for row in range(250)], vectors[251:501])
+        index.add("text", [f"u{row}" for row in range(50)], vectors[251:301])
         assert search_state(index) == ("hnsw", 251)  # the others are searched exactly, beside the graph
-        assert index.search(vectors[400:401], 1)[0][0].id == "u149"
-        index.add("text", ["over again"], vectors[501:502])
-        assert search_state(index) == ("hnsw", 502)
+        assert index.search(vectors[260:261], 1)[0][0].id == "u9"
+        index.add("text", [f"v{row}" for row in range(20)], vectors[301:321])
+        assert search_state(index) == ("hnsw", 321)
 
 
 def test_exact_never_builds_a_graph(tmp_path, monkeypatch):
@@ -561,7 +642,7 @@ def test_exact_never_builds_a_graph(tmp_path, monkeypatch):
 def test_the_graph_and_exact_search_agree(tmp_path, width):
     centres = unit(60, width)
     vectors = np.repeat(centres, 40, axis=0) + 0.3 * unit(2400, width, seed=1)
-    queries = unit(20, width, seed=2)
+    queries = vectors[::40] + 0.3 * unit(60, width, seed=2)
     with index_of(tmp_path / "a", vectors, "hnsw") as one, index_of(tmp_path / "b", vectors, "exact") as other:
         assert search_state(one) == ("hnsw", 2400)
         for k in (1, 10, 100, 2400):
@@ -580,9 +661,9 @@ def test_hnswlib_is_imported_in_one_module_only():
     assert users == {"hnsw.py"}
 
 
-def test_the_description_is_readable(snapshot):
-    content = json.loads((snapshot / "graph.text.json").read_text())
-    assert content["count"] == 300
-    assert content["recall"] == 1.0
+def test_the_manifest_is_readable(segment):
+    content = json.loads((segment / "manifest.json").read_text())
+    assert content["report"]["count"] == content["rows"] == content["items"] == 300
+    assert content["sequence"] == 7
     assert content["space"] == "ip"
     assert hnswlib.__name__ == "hnswlib"

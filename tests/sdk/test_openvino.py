@@ -112,6 +112,21 @@ def test_both_media_of_a_bundle(tiny_bundle: Path, medium: str) -> None:
         np.testing.assert_allclose(opened(file, output=output).run(batch), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [["probability", "fc9"], ["fc9", "probability"]])
+def test_both_outputs_in_one_pass(tiny_bundle: Path, order: list[str]) -> None:
+    file = Bundle.open(tiny_bundle).graph("image")
+    batch = np.random.default_rng(0).integers(256, size=(3, 8, 8, 3), dtype=np.uint8)
+    encoder = opened(file, output=order[0], also=order[1:])
+    found = encoder.run_all(batch)
+    assert list(found) == list(encoder.dimensions) == order
+    for output, vectors in found.items():
+        np.testing.assert_allclose(vectors, opened(file, output=output).run(batch), atol=1e-6)
+    kept = {output: vectors.copy() for output, vectors in found.items()}
+    encoder.run_all(255 - batch)
+    for output, vectors in found.items():
+        np.testing.assert_array_equal(vectors, kept[output])
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 9])
 def test_any_batch(graph: Path, pixels: np.ndarray, rows: int) -> None:
     encoder = opened(graph)

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from dckt.errors import ConfigError, ImageError
-from dckt.preprocessing import ImageSpec, decode_image, image_array, image_batch
+from dckt.preprocessing import ImageLimits, ImageSpec, decode_image, image_array, image_batch, image_digest
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 WHOLE = ImageSpec(side=8, crop_share=1.0)
@@ -299,9 +302,9 @@ def test_what_is_no_source(source: Any) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"nowhere\.jpg: there is no such file"):
         decode_image(tmp_path / "nowhere.jpg")
-    with pytest.raises(ImageError, match="cannot be decoded"):
+    with pytest.raises(ImageError, match="is no file"):
         decode_image(tmp_path)
-    with pytest.raises(ImageError, match="cannot be decoded"):
+    with pytest.raises(ImageError, match="cannot be read"):
         decode_image("a\0b")
 
 
@@ -351,6 +354,16 @@ def test_size_that_pillow_only_warns_of() -> None:
         pytest.raises(ImageError, match="expected 1 to 80,000,000 pixels"),
     ):
         decode_image(raw)
+
+
+def test_pillows_warning_does_not_reach_the_user(tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(png_claiming(10_000, 10_000))
+    code = "import sys; from dckt.preprocessing import image_array, ImageSpec; image_array(sys.argv[1], ImageSpec())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "large.png"], capture_output=True, text=True, check=False
+    )
+    assert "expected 1 to 80,000,000 pixels" in done.stderr
+    assert "Warning" not in done.stderr
 
 
 def test_max_pixels_is_the_limit_for_every_source(tmp_path: Path) -> None:
@@ -456,3 +469,94 @@ def test_empty_batch() -> None:
 def test_bad_picture_in_a_batch() -> None:
     with pytest.raises(ImageError, match="<3 bytes>"):
         image_batch([noise(9, 9), b"bad", noise(9, 9)], WHOLE)
+
+
+# --- limits, before anything is decoded ---
+
+
+def test_more_bytes_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = file(noise(20, 20))
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    exact, less = ImageLimits(max_bytes=len(content)), ImageLimits(max_bytes=len(content) - 1)
+    for source in (content, path, str(path)):
+        assert decode_image(source, limits=exact).size == (20, 20)
+        assert image_digest(source, exact)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("was opened"))
+    for source in (content, path, str(path)):
+        for refused in (
+            lambda source=source: decode_image(source, limits=less),
+            lambda source=source: image_digest(source, less),
+        ):
+            with pytest.raises(ImageError, match=f"has {len(content):,} bytes; expected at most {len(content) - 1:,}"):
+                refused()
+
+
+def test_more_pixels_than_the_limit() -> None:
+    few = ImageLimits(max_pixels=399)
+    for source in (file(noise(20, 20)), noise(20, 20), np.zeros((20, 20, 3), np.uint8)):
+        assert decode_image(source, limits=ImageLimits(max_pixels=400)).size == (20, 20)
+        with pytest.raises(ImageError, match="20 x 20 pixels; expected 1 to 399"):
+            decode_image(source, limits=few)
+    with pytest.raises(ImageError, match="expected 1 to 100 pixels"):
+        decode_image(noise(20, 20), ImageSpec(max_pixels=100), ImageLimits(max_pixels=200))
+    with pytest.raises(ImageError, match="expected 1 to 200 pixels"):
+        decode_image(noise(20, 20), ImageSpec(max_pixels=300), ImageLimits(max_pixels=200))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000), (20_000, 3)])
+def test_from_one_pixel_to_twenty_thousand_wide(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, RED)
+    for source in (file(image), file(image, "JPEG", quality=100), np.asarray(image)):
+        pixels = image_array(source, ImageSpec(side=8))
+        assert pixels.shape == (8, 8, 3)
+        assert np.abs(pixels.astype(int) - RED).max() <= 2
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A pipe that nobody writes to would never end."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", tmp_path):
+        for refused in (decode_image, image_digest):
+            with pytest.raises(ImageError, match="is no file"):
+                refused(path)
+    for path, said in ((tmp_path / "none.jpg", "no such file"), ("a\0b.jpg", "cannot be read")):
+        for refused in (decode_image, image_digest):
+            with pytest.raises(ImageError, match=said):
+                refused(path)
+
+
+@pytest.mark.parametrize("wrong", [{"max_bytes": 0}, {"max_pixels": -1}, {"max_bytes": 1.5}, {"max_pixels": True}])
+def test_limits_that_are_none(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"image {next(iter(wrong))} is"):
+        ImageLimits(**wrong)
+
+
+# --- digests ---
+
+
+def test_equal_pictures_have_equal_digests(tmp_path: Path) -> None:
+    image = noise(7, 5)
+    content = file(image)
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "b.png").write_bytes(content)
+    assert image_digest(content) == image_digest(tmp_path / "a.png") == image_digest(str(tmp_path / "b.png"))
+    assert image_digest(image) == image_digest(np.asarray(image)) != image_digest(content)
+
+
+def test_different_pictures_have_different_digests() -> None:
+    image = noise(6, 4)
+    other = image.copy()
+    other.putpixel((5, 3), (1, 2, 3))
+    turned = noise(6, 4)
+    turned.getexif()[0x0112] = 3
+    reshaped = np.asarray(image).reshape(6, 4, 3)
+    digests = [image_digest(one) for one in (image, other, turned, reshaped, file(image), file(other))]
+    assert len(set(digests)) == len(digests)
+
+
+def test_a_digest_of_what_is_no_picture() -> None:
+    with pytest.raises(ImageError, match="int is no picture"):
+        image_digest(3)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="expected uint8"):
+        image_digest(np.zeros((2, 2, 3)))  # type: ignore[arg-type]

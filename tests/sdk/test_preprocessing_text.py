@@ -314,7 +314,7 @@ def test_a_bundle_searches_with_the_tokenizer_that_it_was_trained_with(
     trained = tiny.vocabulary.encode("eulb", spec)
     assert trained == [tiny.vocabulary.ids["blue"]]
     with Searcher.create(bundle.path, tmp_path / "index") as searcher:
-        assert searcher._prepare("text", "eulb") == trained
+        assert searcher.model.prepare("text", "eulb") == trained
         searcher.add_images([colour_images[name] for name in ("red", "blue")], ids=["red", "blue"])
         assert [hit.id for hit in searcher.search(text="eulb")] == ["blue", "red"]
         assert [hit.id for hit in searcher.search(text="der")] == ["red", "blue"]

@@ -457,3 +457,53 @@ def test_cuda_agrees_with_the_cpu(bundle: Bundle) -> None:
     on_gpu = image_encoder(bundle, device="cuda")
     assert on_gpu.provider == CUDA
     np.testing.assert_allclose(on_gpu.run(pixels), image_encoder(bundle).run(pixels), atol=1e-5)
+
+
+# --- several outputs ---
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(256, size=(3, 8, 8, 3), dtype=np.uint8)
+
+
+def test_both_outputs_in_one_pass(bundle, pixels, monkeypatch):
+    expected = {name: image_encoder(bundle, output=name).run(pixels) for name in ("probability", "fc9")}
+    encoder = OnnxEncoder.open(bundle.graph("image"), output="fc9", also=["probability"], device="cpu")
+    assert encoder.dimension == 6
+    assert list(encoder.dimensions.items()) == [("fc9", 6), ("probability", 4)]
+    passes = []
+    real = encoder._compute
+    monkeypatch.setattr(encoder, "_compute", lambda *arguments: passes.append(1) or real(*arguments))
+    found = encoder.run_all(pixels)
+    assert passes == [1]
+    assert list(found) == ["fc9", "probability"]
+    for name, vectors in found.items():
+        np.testing.assert_array_equal(vectors, expected[name])
+    np.testing.assert_array_equal(encoder.run(pixels), expected["fc9"])
+    assert {name: vectors.shape for name, vectors in encoder.run_all(pixels[:0]).items()} == {
+        "fc9": (0, 6),
+        "probability": (0, 4),
+    }
+
+
+def test_every_output_must_be_there(bundle):
+    with pytest.raises(BundleCorruptError, match="has no output 'fc8'"):
+        OnnxEncoder.open(bundle.graph("image"), output="fc9", also=["fc8"], device="cpu")
+
+
+def test_every_output_is_checked(bundle, pixels, monkeypatch):
+    encoder = OnnxEncoder.open(bundle.graph("image"), output="fc9", also=["probability"], device="cpu")
+    real = encoder._compute
+
+    def spoilt(*arguments):
+        fc9, probability = real(*arguments)
+        probability[1, 2] = np.nan
+        return fc9, probability
+
+    monkeypatch.setattr(encoder, "_compute", spoilt)
+    with pytest.raises(ItemError, match=r"not finite for rows \[1\]"):
+        encoder.run_all(pixels)
+    monkeypatch.setattr(encoder, "_compute", lambda *arguments: [real(*arguments)[0]] * 2)
+    with pytest.raises(BundleCorruptError, match="'probability' came as"):
+        encoder.run_all(pixels)

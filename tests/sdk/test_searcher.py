@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dckt.bundle import Bundle, write_bundle
+from dckt.batching import Batching
+from dckt.bundle import Bundle, with_calibration, write_bundle
+from dckt.calibration import Calibration, Threshold
 from dckt.collect import Collection, Item
 from dckt.errors import (
     BundleCorruptError,
     BundleError,
     ConfigError,
+    DcktError,
     ImageError,
     IndexFolderError,
     ItemError,
     ModelMismatchError,
-    ProviderError,
     TextError,
     UnknownItemError,
 )
+from dckt.preprocessing import ImageLimits
+from dckt.runtime.onnx import OnnxEncoder
 from dckt.searcher import AddReport, Searcher
 
 
@@ -158,16 +163,14 @@ def test_a_batch_gives_what_single_queries_give(filled, colour_images):
 
 def test_the_batch_size_reaches_the_model(filled, colour_images, monkeypatch):
     sizes = []
-    real = filled._encoders["image"]
+    real = filled.model.encoders["image"]
 
     class Counting:
-        dimension = real.dimension
-
-        def run(self, batch):
+        def run_all(self, batch):
             sizes.append(len(batch))
-            return real.run(batch)
+            return real.run_all(batch)
 
-    monkeypatch.setitem(filled._encoders, "image", Counting())
+    monkeypatch.setitem(filled.model.encoders, "image", Counting())
     filled.search_batch(list(colour_images.values()), batch_size=4)
     assert sizes == [4, 2]
     sizes.clear()
@@ -176,9 +179,11 @@ def test_the_batch_size_reaches_the_model(filled, colour_images, monkeypatch):
 
 
 def test_timings_of_every_stage(filled):
-    timings = filled.search(text="red").timings
-    assert list(timings) == ["preprocess", "encode", "search"]
-    assert all(seconds >= 0 for seconds in timings.values())
+    for query, first in (({"text": "red"}, "tokenize"), ({"image": np.zeros((3, 3, 3), np.uint8)}, "decode")):
+        timings = filled.search(**query).timings
+        assert list(timings) == [first, "encode", "search"]
+        assert all(seconds >= 0 for seconds in timings.values())
+    assert list(filled.similar("red", "text").timings) == ["search"]
 
 
 def test_similar_leaves_the_item_itself_out(filled):
@@ -268,14 +273,12 @@ def test_a_batch_of_bad_items_only(searcher, broken):
 
 def test_vectors_without_direction_are_reported(searcher, colour_images, monkeypatch):
     class Black:
-        dimension = 4
-
-        def run(self, batch):
+        def run_all(self, batch):
             vectors = np.ones((len(batch), 4), np.float32)
             vectors[np.asarray(batch).reshape(len(batch), -1).max(axis=1) == 0] = 0
-            return vectors
+            return {"probability": vectors}
 
-    monkeypatch.setitem(searcher._encoders, "image", Black())
+    monkeypatch.setitem(searcher.model.encoders, "image", Black())
     images = [colour_images["red"], colour_images["black"]]
     with pytest.raises(ItemError, match=r"image 'black'.*no direction"):
         searcher.add_images(images, ids=["red", "black"])
@@ -284,7 +287,7 @@ def test_vectors_without_direction_are_reported(searcher, colour_images, monkeyp
 
 
 def test_ids_are_checked_before_anything_is_encoded(filled, colour_images, monkeypatch):
-    monkeypatch.setattr(filled, "_run", lambda *_: pytest.fail("was encoded"))
+    monkeypatch.setattr(filled.model, "encode", lambda *_: pytest.fail("was encoded"))
     path = colour_images["red"]
     for names, said in [(["red"], "1 of 1 image ids are in the index already"), (["x", "x"], "'x'"), ([""], "empty")]:
         with pytest.raises(ItemError, match=said):
@@ -361,7 +364,7 @@ def test_open_what_was_created(tiny_bundle, tmp_path, colour_images):
         assert searcher.search(text="red") == expected
         assert searcher.index.info().kind == "hnsw"
         assert searcher.providers == dict.fromkeys(["image", "text"], "onnxruntime-fp32 on CPU")
-    with pytest.raises(ProviderError, match="closed"):
+    with pytest.raises(DcktError, match="closed"):
         searcher.search(text="red")
 
 
@@ -486,3 +489,359 @@ def test_only_an_index_is_replaced(tiny_bundle, tmp_path):
     for name in ("mine", "file"):
         with pytest.raises(IndexFolderError, match="no index"), Searcher.replacing(tiny_bundle, tmp_path / name):
             pytest.fail("was replaced")
+
+
+def test_the_model_is_warm_when_it_is_opened(tiny_bundle, tmp_path, monkeypatch):
+    shapes = []
+    real = OnnxEncoder.run_all
+    monkeypatch.setattr(OnnxEncoder, "run_all", lambda self, batch: shapes.append(batch.shape) or real(self, batch))
+    Searcher.create(tiny_bundle, tmp_path / "i", device="cpu").close()
+    assert sorted(shapes) == [(1, 1), (1, 8, 8, 3)]
+
+
+# --- filters and thresholds ---
+
+
+@pytest.fixture
+def shop(searcher, colour_images):
+    """Six pictures in two shops, and a text about each."""
+    metadata = [{"shop": "AB"[place % 2], "price": 10 * place} for place in range(6)]
+    searcher.add_images(list(colour_images.values()), ids=list(colour_images), metadata=metadata)
+    searcher.add_texts([f"a {name} bag" for name in colour_images], ids=list(colour_images), metadata=metadata)
+    return searcher
+
+
+def test_where(shop, colour_images):
+    assert set(ids(shop.search(text="red", where={"shop": "A"}))) == {"red", "blue", "black"}
+    assert set(ids(shop.search(colour_images["red"], where={"shop": "A", "price": {"lt": 30}}))) == {"red", "blue"}
+    [first, second] = shop.search_batch(texts=["red", "blue"], where={"price": {"ge": 20}}, k=1)
+    assert (ids(first), ids(second)) != (["red"], ["red"])
+    assert ids(second) == ["blue"]
+    assert {hit.id for hit in shop.similar("red", "image", where={"shop": "B"})} == {"green", "white", "yellow"}
+    assert (shop.count(), shop.count("image"), shop.count("image", {"shop": "A"})) == (12, 6, 3)
+    with pytest.raises(ConfigError, match="smaller"):
+        shop.search(text="red", where={"price": {"smaller": 3}})
+
+
+def test_min_score(shop):
+    everything = shop.search(text="red", k=6)
+    some = shop.search(text="red", k=6, min_score=everything[2].score)
+    assert list(some) == list(everything[:3])
+    assert list(shop.search(text="red", min_score=1.01)) == []
+    assert list(shop.similar("red", "text", min_score=1.01)) == []
+    assert list(shop.search_batch(texts=["red"], k=6, min_score=everything[2].score)[0]) == list(some)
+    for wrong in (float("nan"), "high"):
+        with pytest.raises(ConfigError, match="min_score is"):
+            shop.search(text="red", min_score=wrong)
+
+
+def test_min_score_of_a_bundle_that_is_not_calibrated(shop):
+    with pytest.raises(ConfigError, match="not calibrated; run dckt calibrate"):
+        shop.search(text="red", min_score="calibrated")
+
+
+def test_min_score_calibrated(tiny_bundle_copy, tmp_path, colour_images):
+    """Each medium has a threshold of its own, and one that drops much takes no place from the other's hits."""
+    thresholds = {
+        direction: {"best_f1": Threshold(similarity=least, precision=1, recall=1, f1=1, answered=1, mistaken=0)}
+        for direction, least in {"text_to_text": 2.0, "text_to_image": 0.5, "image_to_text": -1.0}.items()
+    }
+    calibration = Calibration(
+        representation="probability", pairs={"count": 1}, thresholds=thresholds, ranking={}, candidates=1
+    )
+    with_calibration(Bundle.open(tiny_bundle_copy), calibration)
+    with Searcher.create(tiny_bundle_copy, tmp_path / "i", device="cpu") as searcher:
+        searcher.add_images(list(colour_images.values()), ids=list(colour_images))
+        searcher.add_texts([f"{name}" for name in colour_images], ids=list(colour_images))
+        plain = searcher.search(text="red", k=6)
+        fitting = [hit for hit in plain if hit.score >= 0.5]
+        assert 0 < len(fitting) < 6
+        assert list(searcher.search(text="red", k=6, min_score="calibrated")) == fitting
+        assert list(searcher.search(text="red", k=1, media=["image", "text"], min_score="calibrated")) == fitting[:1]
+        assert len(searcher.search(colour_images["red"], min_score="calibrated")) == 6
+        assert list(searcher.similar("red", "text", media="image", k=6, min_score="calibrated")) == fitting
+        with pytest.raises(ConfigError, match=r"not calibrated for image_to_image.*text_to_text, text_to_image"):
+            searcher.search(colour_images["red"], media="image", min_score="calibrated")
+
+
+# --- the second stage ---
+
+
+@pytest.fixture
+def staged(tiny_bundle, tmp_path, colour_images):
+    with Searcher.create(tiny_bundle, tmp_path / "staged", second_stage=True, device="cpu", threads=1) as searcher:
+        searcher.add_images(list(colour_images.values()), ids=list(colour_images), batch_size=4)
+        yield searcher
+
+
+def _fc9(colour):
+    vector = np.array([*colour, *(255 - np.array(colour))], float)
+    return vector / np.linalg.norm(vector)
+
+
+def test_reordering_is_by_the_second_representation(staged, colour_images):
+    query = _fc9((85, 0, 0))  # the mean of the words' colours
+    expected = {name: float(query @ _fc9(Image.open(path).getpixel((0, 0)))) for name, path in colour_images.items()}
+    result = staged.search(text="red black black", k=6, reorder=6)
+    assert {hit.id: pytest.approx(hit.score, abs=1e-6) for hit in result} == expected
+    assert [hit.score for hit in result] == sorted((hit.score for hit in result), reverse=True)
+    assert list(result.timings) == ["tokenize", "encode", "search", "reorder"]
+
+
+def test_only_the_candidates_are_reordered(staged):
+    text = "red black black"
+    assert ids(staged.search(text=text, k=3)) == ["red", "black", "yellow"]
+    result = staged.search(text=text, k=2, reorder=3)
+    assert ids(result) == ["black", "red"]
+    assert ids(staged.search(text=text, k=3, reorder=3)) == ["black", "red", "yellow"]
+    assert set(ids(staged.search(text=text, k=4, reorder=6))) == {"black", "red", "blue", "green"}
+    assert staged.search_batch(texts=["blue", text], k=2, reorder=3)[1] == result
+    assert staged.search(text=text, k=5, reorder=10**6)[0] == result[0]
+
+
+def test_reordering_what_was_not_kept(searcher, staged):
+    with pytest.raises(ConfigError, match="second_stage=True"):
+        searcher.search(text="red", reorder=10)
+    for reorder in (-1, 3):
+        with pytest.raises(ConfigError, match=f"reorder is {reorder}, k is 10"):
+            staged.search(text="red", reorder=reorder)
+
+
+def test_a_second_stage_of_an_index_that_is_opened(staged, tiny_bundle, colour_images):
+    expected = staged.search(colour_images["red"], media="image", k=3, reorder=6)
+    with Searcher.open(tiny_bundle, staged.index.path, device="cpu", threads=1) as searcher:
+        assert searcher.search(colour_images["red"], media="image", k=3, reorder=6) == expected
+
+
+def test_a_bundle_with_one_representation_has_no_second_stage(tiny_bundle, tmp_path):
+    manifest = Bundle.open(tiny_bundle).manifest
+    write_bundle(
+        tmp_path / "one.dckt",
+        files={name: tiny_bundle / name for name in manifest.files},
+        image=manifest.image,
+        text=manifest.text,
+        labels=manifest.labels,
+        representation="probability",
+        dimensions={"probability": 4},
+        produced_by={},
+        measured={},
+    )
+    with pytest.raises(ConfigError, match="no representation beside probability"):
+        Searcher.create(tmp_path / "one.dckt", tmp_path / "i", second_stage=True)
+    assert not (tmp_path / "i").exists()
+
+
+# --- streams, and what is there already ---
+
+
+def test_a_stream_is_read_a_few_batches_ahead(searcher, colour_images):
+    """And stored batch by batch: what is read and not yet stored never grows."""
+    paths = list(colour_images.values())
+    farthest = []
+
+    def stream():
+        for number in range(60):
+            farthest.append(number - len(searcher))
+            yield paths[number % 6]
+
+    seen = []
+    report = searcher.add_images(
+        stream(),
+        ids=(f"{number:02}" for number in range(60)),
+        metadata=({"n": number} for number in range(60)),
+        batch_size=4,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert report == AddReport(60)
+    assert max(farthest) <= 3 * 4
+    assert seen == [(done, None) for done in range(4, 61, 4)]
+    assert searcher.get("17", "image").metadata == {"n": 17}
+
+
+def test_a_stream_of_paths_names_itself(searcher, colour_images):
+    assert searcher.add_images(path for path in colour_images.values()).added == 6
+    assert searcher.index.existing("image", [colour_images["red"].as_posix()])
+
+
+def test_a_stream_with_a_bad_item_keeps_the_batches_before(searcher, colour_images, broken):
+    images = [*colour_images.values(), broken, colour_images["red"]]
+    names = [*colour_images, "bad", "more"]
+    with pytest.raises(ImageError, match="is no picture"):
+        searcher.add_images(iter(images), ids=names, batch_size=2)
+    assert len(searcher) == 6
+    report = searcher.add_images(iter(images), ids=iter(names), batch_size=2, on_error="skip")
+    assert report.added == 1
+    assert [failure.id for failure in report.failed] == [*colour_images, "bad"]
+
+
+@pytest.mark.parametrize("ids", [["a"], ["a", "b", "c"]])
+def test_a_stream_with_another_number_of_ids(searcher, ids):
+    with pytest.raises(ItemError, match="one id for each"):
+        searcher.add_texts(iter(["red", "blue"]), ids=ids)
+    with pytest.raises(ItemError, match="one id for each"):
+        searcher.add_texts(["red", "blue"], ids=iter(ids))
+    with pytest.raises(ItemError, match="metadata for each"):
+        searcher.add_texts(iter(["red", "blue"]), ids=["a", "b"], metadata=[{}] * len(ids))
+
+
+def test_an_error_of_the_stream_itself_comes_through(searcher):
+    def stream():
+        yield "red"
+        raise OSError("the network is gone")
+
+    with pytest.raises(OSError, match="network"):
+        searcher.add_texts(stream(), ids=["a", "b"], batch_size=1)
+
+
+def test_collect_gives_the_errors_themselves(searcher, broken, colour_images):
+    report = searcher.add_images(
+        [broken, colour_images["red"], colour_images["red"]], ids=["bad", "x", "x"], on_error="collect"
+    )
+    assert report.added == 1
+    assert {failure.id: type(failure.error) for failure in report.failed} == {"bad": ImageError, "x": ItemError}
+    assert all(failure.error.__traceback__ is failure.error.__cause__ is None for failure in report.failed)
+    skipped = searcher.add_images([broken], ids=["bad"], on_error="skip").failed[0]
+    assert skipped == ("bad", str(next(failure.error for failure in report.failed if failure.id == "bad")))
+
+
+def test_bad_metadata_costs_one_item_only(searcher):
+    report = searcher.add_texts(["red", "blue"], ids=["a", "b"], metadata=[{"x": {1}}, {}], on_error="skip")
+    assert (report.added, [failure.id for failure in report.failed]) == (1, ["a"])
+
+
+def test_what_is_unchanged_costs_no_encoding_and_no_write(searcher, colour_images, monkeypatch):
+    paths, names = list(colour_images.values()), list(colour_images)
+    metadata = [{"price": place} for place in range(6)]
+    searcher.add_images(paths, ids=names, metadata=metadata)
+    searcher.add_texts(["red", "blue"], ids=["red", "blue"])
+    before = searcher.index.info().sequence
+    prepared = []
+    real = searcher.model.prepare
+    monkeypatch.setattr(
+        searcher.model, "prepare", lambda medium, source: prepared.append(source) or real(medium, source)
+    )
+    seen = []
+    report = searcher.add_images(
+        paths, ids=names, metadata=metadata, upsert=True, batch_size=4, progress=lambda *at: seen.append(at)
+    )
+    assert report == AddReport(0, unchanged=6)
+    assert seen == [(4, 6), (6, 6)]
+    contents = (path.read_bytes() for path in paths)
+    assert searcher.add_images(contents, ids=names, metadata=metadata, upsert=True) == AddReport(0, unchanged=6)
+    assert searcher.add_texts(["red", "blue"], ids=["red", "blue"], upsert=True) == AddReport(0, unchanged=2)
+    assert not prepared
+    assert searcher.index.info().sequence == before
+
+
+def test_what_is_changed_is_stored_anew(searcher, colour_images):
+    paths = [colour_images[name] for name in ("red", "green", "blue")]
+    searcher.add_images(paths, ids=["a", "b", "c"], metadata=[{"n": 1}, {"n": 1}, {"n": 1}])
+    paths[1] = colour_images["white"]
+    report = searcher.add_images(paths, ids=["a", "b", "c"], metadata=[{"n": 1}, {"n": 1}, {"n": True}], upsert=True)
+    assert report == AddReport(2, unchanged=1)
+    assert searcher.search(text="white", k=1)[0].id == "b"
+    assert searcher.get("c", "image").metadata == {"n": True}
+    assert searcher.add_images(paths, ids=["a", "b", "c"], upsert=True) == AddReport(3), "without metadata"
+
+
+def test_pixels_that_are_unchanged(searcher):
+    def pixels(*shape):
+        return np.zeros((*shape, 3), np.uint8)
+
+    searcher.add_images([pixels(2, 3)], ids=["a"])
+    assert searcher.add_images([Image.fromarray(pixels(2, 3))], ids=["a"], upsert=True).unchanged == 1
+    assert searcher.add_images([pixels(3, 2)], ids=["a"], upsert=True).added == 1
+
+
+# --- the rest ---
+
+
+def test_ready_vectors(searcher, staged, colour_images):
+    vector = searcher.model.encode("image", [searcher.model.prepare("image", colour_images["red"])])["probability"]
+    assert searcher.add_vectors(vector, ids=["r"], medium="image", metadata=[{"n": 1}]) == AddReport(1)
+    assert searcher.search(text="red")[0].metadata == {"n": 1}
+    with pytest.raises(ItemError, match="already"):
+        searcher.add_vectors(vector, ids=["r"], medium="image")
+    searcher.add_vectors(vector, ids=["r"], medium="image", upsert=True)
+    assert searcher.get("r", "image").metadata == {}
+    with pytest.raises(ItemError, match="fc9"):
+        staged.add_vectors(vector, ids=["r"], medium="image")
+    staged.add_vectors(vector, ids=["r"], medium="image", second=np.eye(6)[:1])
+
+
+def test_delete(shop):
+    shop.delete("red", "image")
+    assert shop.index.existing("text", ["red"]) == {"red"}
+    shop.delete(["red", "blue"])
+    assert (shop.count("image"), shop.count("text")) == (4, 4)
+    for medium in (None, "image"):
+        with pytest.raises(UnknownItemError, match="'red'"):
+            shop.delete(["green", "red"], medium)
+    assert shop.get("green", "image").metadata == {"shop": "B", "price": 10}
+    with pytest.raises(UnknownItemError, match="'red'"):
+        shop.get("red", "image")
+    shop.compact()
+    assert len(shop) == 8
+
+
+def test_limits_hold_for_queries_and_items(tiny_bundle, tmp_path, colour_images):
+    small = ImageLimits(max_bytes=200, max_pixels=100)
+    with Searcher.create(tiny_bundle, tmp_path / "i", device="cpu", limits=small) as searcher:
+        with pytest.raises(ImageError, match="12 x 10 pixels; expected 1 to 100"):
+            searcher.search(colour_images["red"])
+        with pytest.raises(ImageError, match="300 bytes; expected at most 200"):
+            searcher.search(b"x" * 300)
+        report = searcher.add_images([colour_images["red"], np.zeros((10, 10, 3), np.uint8)], ids="ab", on_error="skip")
+        assert (report.added, [failure.id for failure in report.failed]) == (1, ["a"])
+
+
+def test_shared_calls_find_the_same(filled, tiny_bundle, colour_images):
+    """From 32 threads, some of whose queries are bad; and closing while they search ends with our error."""
+    queries = [{"image": path} for path in colour_images.values()] + [
+        {"text": name} for name in ("red", "blue", "zebra")
+    ]
+    expected = [None if query.get("text") == "zebra" else filled.search(**query) for query in queries]
+    batching = Batching(max_batch=8, max_wait=0.001)
+    searcher = Searcher.open(tiny_bundle, filled.index.path, device="cpu", threads=1, batching=batching)
+
+    def search(number):
+        place = number % len(queries)
+        try:
+            return searcher.search(**queries[place]) == expected[place]
+        except TextError:
+            return expected[place] is None
+
+    with ThreadPoolExecutor(32) as pool:
+        assert all(pool.map(search, range(600)))
+        last = [pool.submit(search, number) for number in range(600)]
+        searcher.close()
+        ended = [call.exception(60) for call in last]
+    assert all(error is None or (isinstance(error, DcktError) and "closed" in str(error)) for error in ended)
+
+
+def test_the_batches_of_concurrent_callers_reach_the_model(filled, tiny_bundle, monkeypatch):
+    with Searcher.open(
+        tiny_bundle, filled.index.path, device="cpu", threads=1, batching=Batching(max_wait=60)
+    ) as searcher:
+        real = searcher.model.encoders["text"]
+        sizes, entered, go_on = [], threading.Event(), threading.Event()
+
+        class Slow:
+            def run_all(self, batch):
+                sizes.append(len(batch))
+                entered.set()
+                assert go_on.wait(60)
+                return real.run_all(batch)
+
+        monkeypatch.setitem(searcher.model.encoders, "text", Slow())
+        with ThreadPoolExecutor(5) as pool:
+            calls = [pool.submit(searcher.search, text="red")]
+            assert entered.wait(60)
+            calls += [pool.submit(searcher.search, text=name) for name in ("red", "blue", "a green bag", "white")]
+            batcher = searcher.model._batchers["text"]
+            while batcher._gathering is None or len(batcher._gathering.items) < 4:
+                threading.Event().wait(0.001)
+            go_on.set()
+            assert [call.result(60)[0].id for call in calls] == ["red", "red", "blue", "green", "white"]
+        assert sizes == [1, 4]
+        monkeypatch.undo()

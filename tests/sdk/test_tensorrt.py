@@ -329,12 +329,16 @@ def test_engine_is_read_as_it_was_written(tiny_bundle: Path, tmp_path: Path) -> 
     assert made.path("text").read_bytes() == b"plan of text"
 
 
-@pytest.mark.parametrize("place", ["bundle", "elsewhere"])
-def test_finds_engines_that_fit_and_names_the_others(tiny_bundle_copy: Path, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("place", ["bundle", "elsewhere", "variable"])
+def test_finds_engines_that_fit_and_names_the_others(
+    tiny_bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     bundle = Bundle.open(tiny_bundle_copy)
-    cache = None if place == "bundle" else tmp_path / "engines"
+    cache = tmp_path / "engines" if place == "elsewhere" else None
+    if place == "variable":
+        monkeypatch.setenv("DCKT_ENGINES", str(tmp_path / "engines"))
     folder = engines_folder(bundle.path, cache)
-    assert folder == (bundle.path / "engines" if cache is None else cache)
+    assert folder == (bundle.path / "engines" if place == "bundle" else tmp_path / "engines")
     fitting = engine(bundle, folder / "a")
     engine(bundle, folder / "b", machine=replace(HERE, gpu="GPU B", compute_capability="9.0", tensorrt="11.4.0"))
     engine(bundle, folder / "c", graphs={"image": "0" * 64, "text": "1" * 64})

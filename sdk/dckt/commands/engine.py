@@ -48,7 +48,14 @@ def engine_command(
         int | None, typer.Option(help="MiB of GPU memory that a layer may work in. Unless given, all of it.")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for the engines. Unless given, engines/ in the bundle.", metavar="DIR")
+        Path | None,
+        typer.Option(
+            help="Folder for the engines, if the bundle may not be written. Serving looks where $DCKT_ENGINES says, "
+            "else in the bundle.",
+            metavar="DIR",
+            envvar="DCKT_ENGINES",
+            show_envvar=True,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build again what is there already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

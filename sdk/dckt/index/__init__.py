@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from dckt.index.catalog import Index
-from dckt.index.results import Hit, IndexInfo, MediumInfo
+from dckt.index.results import Hit, IndexInfo, Item, MediumInfo, Tuning
 
-__all__ = ["Hit", "Index", "IndexInfo", "MediumInfo"]
+__all__ = ["Hit", "Index", "IndexInfo", "Item", "MediumInfo", "Tuning"]

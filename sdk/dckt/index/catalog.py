@@ -1,4 +1,4 @@
-"""An index folder: items.sqlite is the truth, the graphs beside it are caches.
+"""An index folder: items.sqlite is the truth, the segments beside it are caches.
 
 Shape letters: N items, Q queries, D width. Scores are cosine similarities: higher is better, ties go by id ascending,
 then by medium. The best 5 are the beginning of the best 10, for any k.
@@ -6,55 +6,91 @@ then by medium. The best 5 are the beginning of the best 10, for any k.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from dckt.errors import ConfigError, IndexFolderError, ModelMismatchError, UnknownItemError
+from dckt.errors import (
+    ConfigError,
+    IndexCorruptError,
+    IndexFolderError,
+    ItemError,
+    ModelMismatchError,
+    UnknownItemError,
+)
 from dckt.files import atomic_folder
-from dckt.index.hnsw import HnswGraph
-from dckt.index.items import check_ids, dump_metadata, shown
+from dckt.index.exact import Found, exact_limit
+from dckt.index.filters import Filter, parse_filter
+from dckt.index.hnsw import RECALL_TARGET
+from dckt.index.items import check_contents, check_ids, dump_metadata, shown
 from dckt.index.locks import ReadersWriterLock
-from dckt.index.results import Hit, IndexInfo, MediumInfo
+from dckt.index.results import Hit, IndexInfo, Item, MediumInfo, Tuning
+from dckt.index.segment import (
+    Segment,
+    SegmentError,
+    candidates,
+    read_manifest,
+    read_segment,
+    remove_abandoned,
+    write_segment,
+)
 from dckt.index.shelf import Shelf
-from dckt.index.snapshot import GraphReport, SnapshotError, read_snapshot, write_snapshot
-from dckt.index.store import INDEX_VERSION, ITEMS, KINDS, Change, IndexMeta, ItemStore
-from dckt.index.vectors import Float32Array, normalised
+from dckt.index.store import CHECKED_BYTES, INDEX_VERSION, ITEMS, KINDS, Change, Head, IndexMeta, ItemStore, Tuned
+from dckt.index.vectors import Float32Array, normalised, unit_queries
 
 log = logging.getLogger(__name__)
 
 _MEDIUM = re.compile(r"[a-z][a-z0-9_]{0,31}")
+# A segment is written anew when this share of the rows is not in it, so all that is ever written is at most three times
+# what there is in the end; and on closing, when opening would otherwise replay more than this share.
+_STALE_SHARE = 0.5
+_STALE_ON_CLOSE = 0.05
+# compact() builds a graph anew when this share of it is unused.
+_COMPACT_SHARE = 0.05
+# Filters whose answers SQLite gave are kept, so many.
+_FILTERS = 16
+# What json.loads calls, without what it does around it: half of the time for a small mapping.
+_scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]
 
 
 class Index:
     """Vectors of items of several media, with ids and metadata, on the disk. Safe to use from many threads.
 
     An item is known by its id and its medium, so a pair can give one id to its picture and its text. What was added
-    when :meth:`add` returns survives a kill and a power cut. Two processes may open one index: each sees what the other
-    wrote when it next writes itself, or calls :meth:`refresh`.
+    when :meth:`add` returns survives a kill and a power cut. Many processes may open one index: every search sees what
+    any of them wrote before; two that write take turns.
 
     Searching is exact up to some thousands of unique vectors of a medium and goes through an HNSW graph above. The
-    graph's recall is measured after it is built; a graph that misses its target is not used. A graph answers for k up
-    to about a hundred; a larger k, and a query whose answer hangs on ties that the graph cannot see whole, is answered
-    exactly. What a graph misses (less than 1 % of neighbours) is the only way in which answers for two k can differ.
+    graph's recall is measured after it is built; a graph that misses its target is not used. Every k up to 10 asks the
+    graph the same, and larger ones ask for more by steps; a k above some hundreds, and a query whose answer hangs on
+    ties that the graph cannot see whole, is answered exactly. What a graph misses (less than 1 % of neighbours, unless
+    :meth:`tune` was told otherwise) is the only way in which answers for two k can differ.
 
     Use :meth:`create` or :meth:`open`.
     """
 
+    # Locks are taken in this order: one change at a time; SQLite's; what is in memory is brought up to date by one
+    # thread at a time; and searches are kept out while it is changed.
     def __init__(self, path: Path, store: ItemStore, *, threads: int | None) -> None:
         self.path = path
         self._store = store
         self._threads = threads
         self._changing = threading.RLock()
+        self._updating = threading.RLock()
         self._state = ReadersWriterLock()
-        self._sequence, self._shelves = self._load()
+        self._dirty = False
+        self._filtering = threading.Lock()
+        self._filtered: dict[tuple[str, str, Head], dict[int, set[str]]] = {}
+        store.changed()
+        self._head, self._shelves = self._load()
 
     @classmethod
     def create(
@@ -65,6 +101,7 @@ class Index:
         representation: str,
         dimension: int,
         kind: str = "auto",
+        second: tuple[str, int] | None = None,
         threads: int | None = None,
     ) -> Self:
         """Makes an index with no items, whole or not at all.
@@ -76,10 +113,11 @@ class Index:
             dimension: their width D.
             kind: ``exact`` never builds a graph, ``hnsw`` always does, ``auto`` does when exact search would take more
                 than about half a millisecond.
+            second: name and width D2 of a second representation that is kept for every item, for reordering.
             threads: see :meth:`open`.
 
         Raises:
-            ConfigError: ``kind`` or ``dimension`` is none that there is.
+            ConfigError: ``kind``, ``dimension`` or ``second`` is none that there is.
             IndexFolderError: the folder exists and is not empty, or cannot be written.
         """
         path = Path(path)
@@ -87,8 +125,12 @@ class Index:
             raise ConfigError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
         if dimension < 1:
             raise ConfigError(f"dimension is {dimension}; expected at least 1")
+        if second is not None and (not second[0] or second[1] < 1):
+            raise ConfigError(f"second is {second!r}; expected a name and a width of at least 1")
         _check_threads(threads)
-        meta = IndexMeta.new(model_id=model_id, representation=representation, dimension=dimension, kind=kind)
+        meta = IndexMeta.new(
+            model_id=model_id, representation=representation, dimension=dimension, kind=kind, second=second
+        )
         with _folder_errors(path):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
@@ -105,13 +147,18 @@ class Index:
         representation: str | None = None,
         threads: int | None = None,
     ) -> Self:
-        """Opens an index after checking all of it. A graph that is missing or damaged is built again.
+        """Opens an index. A segment or graph that is missing or damaged is built again.
+
+        A small index is checked whole; of a large one every byte of its segments is checked, and the items where they
+        are read; :meth:`verify` checks everything. An index of format 1 becomes one of format 2. A folder that cannot
+        be written is opened for searching only.
 
         Args:
             path: the folder.
             model_id: refuse an index of another model; None accepts any.
             representation: refuse an index of another output of the model; None accepts any.
-            threads: how many build a graph; 1 makes it the same byte for byte in every run, None uses every core.
+            threads: how many build a graph, and search it for many queries at once; 1 makes a graph the same byte for
+                byte in every run, None uses every core.
 
         Raises:
             IndexFolderError: there is no index, or it cannot be read.
@@ -133,9 +180,18 @@ class Index:
         return index
 
     def close(self) -> None:
-        """Closes the files. Nothing is lost without it."""
-        with self._changing, self._state.exclusive():
-            self._store.close()
+        """Closes the files. Nothing is lost without it, but opening again may take longer."""
+        with self._changing:
+            if self._dirty:
+                self._dirty = False
+                for medium, shelf in list(self._shelves.items()):
+                    if self._is_large(shelf) and (
+                        shelf.rows - shelf.mapped > exact_limit(self.dimension)
+                        or shelf.changed_share() > _STALE_ON_CLOSE
+                    ):
+                        self._write_segment(medium)
+            with self._state.exclusive():
+                self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -152,6 +208,8 @@ class Index:
         vectors: ArrayLike,
         *,
         metadata: Sequence[Mapping[str, Any]] | None = None,
+        second: ArrayLike | None = None,
+        contents: Sequence[str | None] | None = None,
         upsert: bool = False,
     ) -> None:
         """Stores items: all of them, or none. When it returns, they are on the disk.
@@ -161,11 +219,14 @@ class Index:
             ids: N different texts.
             vectors: (N, D) of any floating dtype; scaled to length 1.
             metadata: N mappings that JSON can hold; None stores empty ones.
+            second: (N, D2) of any floating dtype, scaled to length 1; for an index that keeps second vectors.
+            contents: N texts, such as a hash of what each vector was made from, which :meth:`contents` gives back.
             upsert: replace items that are there already, instead of refusing them.
 
         Raises:
             ItemError: an id is there already, given twice or no text; a vector has the wrong width, is not finite or
-                all zero; metadata is not JSON. Each such item is named.
+                all zero; metadata is not JSON. Each such item is named. Or second vectors came where none are kept, or
+                the other way round.
             IndexFolderError: the disk is full, or another process keeps writing.
         """
         if not _MEDIUM.fullmatch(medium):
@@ -174,12 +235,18 @@ class Index:
         check_ids(ids)
         rows = normalised(vectors, dimension=self.dimension, names=ids)
         texts = dump_metadata(ids, metadata)
+        seconds = self._seconds(ids, second)
+        if contents is not None:
+            check_contents(ids, contents)
         if not ids:
             return
         with self._changing:
-            with self._store.transaction() as sequence:
-                self._catch_up(sequence)
-                self._commit(medium, self._store.add(medium, ids, rows, texts, upsert=upsert))
+            with self._store.transaction() as head, self._updating:
+                self._catch_up(head)
+                self._commit(
+                    medium,
+                    self._store.add(medium, ids, rows, texts, seconds=seconds, contents=contents, upsert=upsert),
+                )
             self._settle()
 
     def delete(self, medium: str, ids: Sequence[str]) -> None:
@@ -190,8 +257,8 @@ class Index:
         """
         ids = list(ids)
         with self._changing:
-            with self._store.transaction() as sequence:
-                self._catch_up(sequence)
+            with self._store.transaction() as head, self._updating:
+                self._catch_up(head)
                 unknown = sorted(set(ids) - self._store.existing(medium, ids))
                 if unknown:
                     raise UnknownItemError(f"the index holds no {medium} with the id {shown(unknown)}")
@@ -200,17 +267,83 @@ class Index:
             self._settle()
 
     def refresh(self) -> bool:
-        """Takes in what other processes wrote since; tells whether there was anything."""
+        """Takes in what other processes wrote since the last look, and prepares the graphs for it.
+
+        A search looks too; this is for doing the work before a search has to. Tells whether there was anything.
+        """
+        changed = self._look()
         with self._changing:
-            if not self._catch_up(self._store.sequence()):
-                return False
             self._settle()
-            return True
+        return changed
+
+    def compact(self) -> None:
+        """Drops what nothing uses, builds the graphs that need it, writes segments, and gives back disk space.
+
+        Searches go on, in this process and in others; other writers wait.
+
+        Raises:
+            IndexFolderError: the disk is full, or the folder cannot be written.
+        """
+        with self._changing:
+            self._look()
+            for medium, shelf in list(self._shelves.items()):
+                if shelf.unused_share() > _COMPACT_SHARE or (shelf.graph is None and len(shelf) < shelf.rows):
+                    self._rebuild(medium)
+            self._settle()
+            for medium, shelf in list(self._shelves.items()):
+                if self._is_large(shelf) and shelf.changed_share() > 0:
+                    self._write_segment(medium)
+            segments = [shelf.segment.head.sequence for shelf in self._shelves.values() if shelf.segment]
+            with self._updating:
+                self._store.trim(min([self._head.sequence, *segments]))
+            self._store.vacuum()
+            remove_abandoned(self.path)
+
+    def tune(self, recall: float = RECALL_TARGET, *, queries: ArrayLike | None = None) -> dict[str, Tuning]:
+        """Measures every graph against exact search, and stores the lowest effort that reaches a recall.
+
+        The recall stays the target of graphs that are built later. A graph that cannot reach it is not used.
+
+        Args:
+            recall: recall@10, above 0 and at most 1.
+            queries: (Q, D) of any floating dtype, such as the application asks; None takes a sample of the vectors,
+                disturbed.
+
+        Returns:
+            What was found, by medium.
+
+        Raises:
+            ConfigError: the recall is outside of what there is, or there are no queries.
+            ItemError: a query has the wrong width, is not finite or all zero.
+        """
+        if not 0 < recall <= 1:
+            raise ConfigError(f"recall is {recall}; expected a number above 0 and at most 1")
+        rows = None if queries is None else unit_queries(queries, dimension=self.dimension)
+        if rows is not None and not len(rows):
+            raise ConfigError("there are no queries to tune with; give some, or None")
+        found = {}
+        with self._changing:
+            self._look()
+            for shelf in self._shelves.values():
+                shelf.target = recall
+                if shelf.graph is None:
+                    shelf.report = None  # refused under another target, perhaps
+            self._settle(grow=True)
+            for medium in self.media:
+                found[medium] = self._tune(medium, recall, rows)
+        return found
 
     # --- reading ---
 
     def search(
-        self, queries: ArrayLike, k: int = 10, *, media: Sequence[str] | None = None, metadata: bool = True
+        self,
+        queries: ArrayLike,
+        k: int = 10,
+        *,
+        media: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        min_score: float | None = None,
+        metadata: bool = True,
     ) -> list[list[Hit]]:
         """The best k items for every query.
 
@@ -218,36 +351,35 @@ class Index:
             queries: (Q, D) of any floating dtype; scaled to length 1.
             k: at least 1; more than there are gives all.
             media: only items of these; None means of every medium.
+            where: only items whose metadata pass this filter; see :mod:`dckt.index.filters`. As many hits as without,
+                if so many items pass.
+            min_score: only hits with this score or a higher one.
             metadata: fetch it. Without it every hit's is empty, and a search is faster.
 
         Raises:
-            ConfigError: k is less than 1.
+            ConfigError: k is less than 1, min_score is no number, or the filter is none.
             ItemError: a query has the wrong width, is not finite or all zero.
+            IndexFolderError: the index was closed, or cannot be read any more.
         """
         if k < 1:
             raise ConfigError(f"k is {k}; expected at least 1")
-        array = np.asarray(queries)
-        rows = normalised(array, dimension=self.dimension, names=[f"query {place}" for place in range(len(array))])
+        if min_score is not None and not math.isfinite(min_score):
+            raise ConfigError(f"min_score is {min_score}; expected a finite number, or None")
+        condition = None if where is None else parse_filter(where)
+        rows = unit_queries(queries, dimension=self.dimension)
+        if self._store.changed():
+            self._look_and_grow()
         with self._state.shared():
             wanted = [name for name in self._media() if media is None or name in media]
-            found = {name: self._shelves[name].search(rows, k) for name in wanted}
-            best = [
-                sorted((-score, item, name) for name in wanted for score, item in found[name][place])[:k]
-                for place in range(len(rows))
-            ]
-            stored = {
-                name: self._store.metadata(name, list({hit[1] for hits in best for hit in hits if hit[2] == name}))
-                for name in wanted
-                if metadata
-            }
+            found = [(name, self._found(name, rows, k, condition)) for name in wanted]
+        hits = [_hits(name, lists, min_score, metadata) for name, lists in found]
+        if len(hits) == 1:
+            return hits[0]
         return [
-            [
-                Hit(item, -score, name, dict(stored[name][item]) if metadata else {})
-                for score, item, name in hits
-                # An item that another process deleted meanwhile has no metadata any more.
-                if not metadata or item in stored[name]
+            sorted((hit for lists in hits for hit in lists[place]), key=lambda hit: (-hit.score, hit.id, hit.medium))[
+                :k
             ]
-            for hits in best
+            for place in range(len(rows))
         ]
 
     def get(self, item: str, medium: str) -> Hit:
@@ -256,11 +388,10 @@ class Index:
         Raises:
             UnknownItemError: it is not there.
         """
-        with self._state.shared():
-            found = self._store.metadata(medium, [item])
-        if item not in found:
+        metadata = self._store.metadata(medium, item)
+        if metadata is None:
             raise UnknownItemError(f"the index holds no {medium} with the id {item!r}")
-        return Hit(item, 1.0, medium, found[item])
+        return Hit(item, 1.0, medium, metadata)
 
     def vector(self, item: str, medium: str) -> Float32Array:
         """The vector of an item, (D,) float32 of length 1.
@@ -273,6 +404,20 @@ class Index:
             raise UnknownItemError(f"the index holds no {medium} with the id {item!r}")
         return vector
 
+    def second(self, medium: str, ids: Sequence[str]) -> dict[str, Float32Array]:
+        """The second vectors, (D2,) float32 of length 1, by id, of those of the ids that there are.
+
+        Raises:
+            ConfigError: the index keeps none.
+        """
+        if self.meta.second is None:
+            raise ConfigError("the index keeps no second vectors; make one that does with second=(name, width)")
+        return self._store.seconds(medium, ids)
+
+    def contents(self, medium: str, ids: Sequence[str]) -> dict[str, str]:
+        """What :meth:`add` was given as contents, by id, of those of the ids that there are and have one."""
+        return self._store.contents(medium, ids)
+
     def existing(self, medium: str, ids: Sequence[str]) -> set[str]:
         """Those of the ids that there are."""
         return self._store.existing(medium, ids)
@@ -281,8 +426,29 @@ class Index:
         """Every id of a medium, ascending, as of now."""
         return iter(self._store.ids(medium))
 
-    def count(self, medium: str | None = None) -> int:
-        """How many items of a medium, or of all."""
+    def items(self, medium: str | None = None, where: Mapping[str, Any] | None = None) -> Iterator[Item]:
+        """Items by medium and id, ascending, read bit by bit: a change meanwhile may show in the items behind it.
+
+        Args:
+            medium: None means of all.
+            where: only those whose metadata pass; see :mod:`dckt.index.filters`.
+
+        Raises:
+            ConfigError: the filter is none.
+        """
+        return self._store.items(medium, parse_filter(where))
+
+    def count(self, medium: str | None = None, where: Mapping[str, Any] | None = None) -> int:
+        """How many items of a medium, or of all; with a filter, of those that pass it.
+
+        Raises:
+            ConfigError: the filter is none.
+        """
+        condition = parse_filter(where)
+        if condition is not None:
+            return self._store.count(medium, condition)
+        if self._store.changed():
+            self._look()
         with self._state.shared():
             return sum(shelf.items for name, shelf in self._shelves.items() if medium in {None, name})
 
@@ -292,6 +458,8 @@ class Index:
     @property
     def media(self) -> list[str]:
         """The media that there are items of, in alphabetical order."""
+        if self._store.changed():
+            self._look()
         with self._state.shared():
             return self._media()
 
@@ -307,6 +475,8 @@ class Index:
 
     def info(self) -> IndexInfo:
         """The state of the index."""
+        if self._store.changed():
+            self._look()
         with self._state.shared():
             media = {name: _medium_info(self._shelves[name]) for name in self._media()}
         meta = self.meta
@@ -318,78 +488,291 @@ class Index:
             dimension=meta.dimension,
             kind=meta.kind,
             created=meta.created,
-            sequence=self._sequence,
-            bytes=sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
+            sequence=self._head.sequence,
+            bytes=_size(self.path),
             media=media,
+            second=meta.second,
         )
 
-    # --- state ---
+    def verify(self) -> None:
+        """Reads and checks every row and the structure of SQLite's file. Takes about as long as reading the file.
+
+        Raises:
+            IndexCorruptError: something is damaged.
+        """
+        self._store.check_structure()
+        self._store.verify()
+
+    # --- searching ---
 
     def _media(self) -> list[str]:
         return sorted(name for name, shelf in self._shelves.items() if shelf.items)
 
-    def _load(self) -> tuple[int, dict[str, Shelf]]:
-        sequence, media = self._store.load()
-        shelves = {name: Shelf(self.dimension, self.meta.kind, contents) for name, contents in media.items()}
-        if self.meta.kind != "exact":
-            for name, shelf in shelves.items():
-                self._attach_graph(name, shelf)
-        return sequence, shelves
+    def _found(self, medium: str, rows: Float32Array, k: int, condition: Filter | None) -> list[list[Found]]:
+        shelf = self._shelves[medium]
+        if condition is None:
+            return shelf.search(rows, k, threads=self._threads)
+        return [self._filtered_search(medium, shelf, row, k, condition) for row in rows]
 
-    def _attach_graph(self, medium: str, shelf: Shelf) -> None:
-        try:
-            snapshot = read_snapshot(self.path, index_id=self.meta.index_id, medium=medium, dimension=self.dimension)
-            if snapshot is None:
-                return
-            report, graph = snapshot
-            if graph is not None:
-                shelf.covered = shelf.covered_by(graph)
-        except SnapshotError as reason:
-            log.warning("%s: the %s graph cannot be used, for %s; it is built again", self.path, medium, reason)
-            return
-        shelf.graph, shelf.report = graph, report
+    def _filtered_search(self, medium: str, shelf: Shelf, row: Float32Array, k: int, condition: Filter) -> list[Found]:
+        key = (medium, condition.key, shelf.head)
+        allowed = self._filtered.get(key)
+        if allowed is None:
+            found = shelf.search_matching(row, k, condition.matches, _parsed)
+            if found is not None:
+                return found
+            head, pairs = self._store.allowed(medium, condition)
+            allowed = shelf.allowed_rows(pairs)
+            if head == shelf.head:
+                with self._filtering:
+                    while len(self._filtered) >= _FILTERS:
+                        del self._filtered[next(iter(self._filtered))]
+                    self._filtered[key] = allowed
+        return shelf.search_allowed(row, k, allowed)
 
-    def _catch_up(self, sequence: int) -> bool:
-        """Reads everything again when another process has written."""
-        if sequence == self._sequence:
+    # --- state ---
+
+    def _load(self) -> tuple[Head, dict[str, Shelf]]:
+        head = self._store.head()
+        shelves = {medium: self._open_shelf(medium) for medium in self._store.media()}
+        self._apply_tuning(shelves)
+        return head, shelves
+
+    def _open_shelf(self, medium: str) -> Shelf:
+        meta = self.meta
+        names = {"index_id": meta.index_id, "medium": medium, "dimension": meta.dimension}
+        for path in candidates(self.path, medium):
+            try:
+                manifest = read_manifest(path, **names)  # type: ignore[arg-type]
+                if not self._store.holds(Head(manifest["sequence"], manifest["token"])):
+                    raise SegmentError("it belongs to another history of the index, or to one that was forgotten")
+                segment = read_segment(path, **names)  # type: ignore[arg-type]
+                shelf = Shelf(meta.dimension, meta.kind, segment.head, segment)
+                replayed = self._store.replay(medium, segment.head, shelf.last_label)
+                if replayed is None or not shelf.apply(replayed[1], replayed[0]):
+                    raise SegmentError("what came after it does not fit to it")
+            except SegmentError as reason:
+                # One that is gone was replaced by another process; the next look at the folder finds the new one.
+                if path.exists():
+                    log.warning("%s: %s cannot be used, for %s; it is built again", self.path, path.name, reason)
+                continue
+            return shelf
+        head, contents = self._store.load(medium)
+        return Shelf.of(contents, meta.dimension, meta.kind, head)
+
+    def _apply_tuning(self, shelves: Mapping[str, Shelf]) -> None:
+        stored = self._store.tuned()
+        new = [(shelf, stored[name]) for name, shelf in shelves.items() if stored.get(name, shelf.tuned) != shelf.tuned]
+        if new:
+            with self._state.exclusive():
+                for shelf, tuned in new:
+                    shelf.apply_tuning(tuned)
+
+    def _look(self) -> bool:
+        """Takes in what was committed since; tells whether there was anything."""
+        with self._updating:
+            self._store.changed()
+            return self._catch_up(self._store.head())
+
+    def _look_and_grow(self) -> None:
+        self._look()
+        # A reader's graph grows when there is much behind it; a change in this process will see to it itself.
+        behind = any(shelf.rows - shelf.covered > exact_limit(self.dimension) for shelf in self._shelves.values())
+        if behind and self._changing.acquire(blocking=False):
+            try:
+                self._settle(writing=False)
+            finally:
+                self._changing.release()
+
+    def _catch_up(self, head: Head) -> bool:
+        """Replays the log; reads everything again where the log does not reach, or tells another history."""
+        if head == self._head:
+            self._apply_tuning(self._shelves)
             return False
-        loaded = self._load()
+        shelves = dict(self._shelves)
+        for medium in self._store.media():
+            shelf = shelves.get(medium)
+            replayed = shelf and self._store.replay(medium, shelf.head, shelf.last_label)
+            fits = False
+            if shelf and replayed:
+                with self._state.exclusive():
+                    fits = shelf.apply(replayed[1], replayed[0])
+            if not fits:
+                shelves[medium] = self._open_shelf(medium)
+        self._apply_tuning(shelves)
         with self._state.exclusive():
-            self._sequence, self._shelves = loaded
+            self._head, self._shelves = head, shelves
+            self._filtered = {}
         return True
 
-    def _commit(self, medium: str, change: Change) -> None:
+    def _commit(self, medium: str, done: tuple[Head, Change]) -> None:
+        head, change = done
         with self._state.exclusive():
             self._store.commit()
-            shelf = self._shelves.setdefault(medium, Shelf(self.dimension, self.meta.kind))
-            shelf.apply(change)
-            shelf.compact()
-            self._sequence = change.sequence
+            self._head = head
+            self._filtered = {}
+            shelf = self._shelves.get(medium)
+            if shelf is None:
+                shelf = self._shelves[medium] = Shelf(self.dimension, self.meta.kind, head)
+            if not shelf.apply(change, head):
+                raise IndexCorruptError(f"{self.path}: what is in memory is not what was stored; open the index again")
+            # Of the others nothing changed in this commit.
+            for other in self._shelves.values():
+                other.head = head
+        self._dirty = True
 
-    def _settle(self) -> None:
+    def _settle(self, *, writing: bool = True, grow: bool = False) -> None:
         """Builds the graphs that are wanted. Searches go on meanwhile, exactly where there is no graph yet."""
-        for medium, shelf in self._shelves.items():
-            if shelf.wants_graph():
-                graph, report = shelf.build_graph(self._threads)
-                with self._state.exclusive():
-                    shelf.graph, shelf.report = graph, report
-                    shelf.covered = len(shelf.labels) if graph else 0
-                self._write_snapshot(medium, graph, report)
+        for medium, shelf in list(self._shelves.items()):
+            if shelf.wants_new_graph():
+                if len(shelf) < shelf.rows:
+                    shelf = self._fresh(medium)
+                self._build(shelf)
+                fresh = True
+            else:
+                fresh = False
+                if shelf.wants_growth() or (grow and shelf.graph and shelf.rows > shelf.covered):
+                    self._grow(shelf)
+            stale = self._is_large(shelf) and shelf.changed_share() > _STALE_SHARE
+            if writing and (fresh or stale):
+                self._write_segment(medium)
 
-    def _write_snapshot(self, medium: str, graph: HnswGraph | None, report: GraphReport) -> None:
+    def _is_large(self, shelf: Shelf) -> bool:
+        """Whether a segment makes opening faster."""
+        return shelf.graph is not None or shelf.rows * (4 * self.dimension + 200) > CHECKED_BYTES
+
+    def _build(self, shelf: Shelf) -> None:
+        graph, report = shelf.build_graph(self._threads)
+        with self._state.exclusive():
+            shelf.attach(graph, report)
+
+    def _grow(self, shelf: Shelf) -> None:
+        shelf.grow_graph(self._state.exclusive, self._threads)
+        if shelf.outgrew_report():
+            report = shelf.remeasured()
+            if report.accepted:
+                with self._state.exclusive():
+                    shelf.attach(shelf.graph, report)
+            else:
+                self._build(shelf)
+
+    def _fresh(self, medium: str) -> Shelf:
+        """A shelf without unused rows takes the place of one that has many."""
+        head, contents = self._store.load(medium)
+        shelf = Shelf.of(contents, self.dimension, self.meta.kind, head)
+        shelf.inherit(self._shelves[medium])
+        self._swap(medium, shelf)
+        return shelf
+
+    def _rebuild(self, medium: str) -> None:
+        had_graph = self._shelves[medium].graph is not None
+        shelf = self._fresh(medium)
+        if had_graph:
+            self._build(shelf)
+            self._write_segment(medium)
+
+    def _swap(self, medium: str, shelf: Shelf) -> None:
+        """Puts a shelf in the place of another, after bringing it up to date."""
+        with self._updating:
+            replayed = self._store.replay(medium, shelf.head, shelf.last_label)
+            if replayed is None or not shelf.apply(replayed[1], replayed[0]):
+                shelf = self._open_shelf(medium)
+            with self._state.exclusive():
+                self._shelves[medium] = shelf
+
+    def _write_segment(self, medium: str) -> None:
+        shelf = self._shelves[medium]
+        if not shelf.items:
+            return
+        if shelf.graph is not None and shelf.rows > shelf.covered:
+            self._grow(shelf)
+        with self._updating:
+            # A graph covers all rows of its segment; rows that came meanwhile stay in the log.
+            if shelf.graph is not None and shelf.rows > shelf.covered:
+                shelf.grow_graph(self._state.exclusive, self._threads)
+            source = shelf.source(drop_unused=shelf.graph is None)
+            head, graph, report = shelf.head, shelf.graph, shelf.report
         try:
-            # Between processes only one writes at a time.
-            with self._store.transaction():
-                write_snapshot(
-                    self.path,
-                    index_id=self.meta.index_id,
-                    medium=medium,
-                    dimension=self.dimension,
-                    report=report,
-                    graph=graph,
-                )
-        except (OSError, IndexFolderError) as error:
-            log.warning("%s: the %s graph was not saved and will be built again (%s)", self.path, medium, error)
+            path = write_segment(
+                self.path,
+                index_id=self.meta.index_id,
+                medium=medium,
+                dimension=self.dimension,
+                head=head,
+                source=source,
+                graph=graph,
+                report=report,
+            )
+            segment = Segment(path, head, len(source.labels), self.dimension, graph, report)
+        except (OSError, SegmentError) as error:
+            log.warning("%s: the %s segment was not saved and will be built again (%s)", self.path, medium, error)
+            return
+        fresh = Shelf(self.dimension, self.meta.kind, head, segment)
+        fresh.inherit(shelf)
+        if self._shelves.get(medium) is shelf:
+            self._swap(medium, fresh)
+
+    def _tune(self, medium: str, target: float, queries: Float32Array | None) -> Tuning:
+        shelf = self._shelves[medium]
+        graph, report = shelf.graph, shelf.report
+        if graph is None or report is None:
+            self._store.remember(medium, Tuned(target, None, None, None))
+            return Tuning(target=target, search="exact", ef=None, recall_at_10=1.0, queries=0)
+        effort, recall, count = shelf.measured(graph, target, queries)
+        tuned = Tuned(target, report.graph, effort, recall)
+        self._store.remember(medium, tuned)
+        with self._state.exclusive():
+            shelf.apply_tuning(tuned)
+        used = shelf.graph is not None
+        return Tuning(
+            target=target,
+            search="hnsw" if used else "exact",
+            ef=effort if used else None,
+            recall_at_10=recall if used else 1.0,
+            queries=count,
+        )
+
+    def _seconds(self, ids: Sequence[str], second: ArrayLike | None) -> Float32Array | None:
+        width = self.meta.second_dimension
+        if (second is None) != (width is None):
+            raise ItemError(
+                "the index keeps no second vectors, and some were given"
+                if width is None
+                else f"the index keeps second vectors ({self.meta.second!r}, {width} wide), and none were given"
+            )
+        return None if second is None or width is None else normalised(second, dimension=width, names=ids)
+
+
+def _hits(medium: str, lists: list[list[Found]], min_score: float | None, metadata: bool) -> list[list[Hit]]:
+    if min_score is not None:
+        lists = [[found for found in hits if -found[0] >= min_score] for hits in lists]
+    if not metadata:
+        return [[Hit(item, -score, medium, {}) for score, item, _ in found] for found in lists]
+    return [
+        [
+            Hit(item, -score, medium, values)
+            for (score, item, _), values in zip(found, _parsed_all([text for _, _, text in found]), strict=True)
+        ]
+        for found in lists
+    ]
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    value: dict[str, Any] = _scan(text.decode(), 0)[0]
+    return value
+
+
+def _parsed_all(texts: list[bytes]) -> list[dict[str, Any]]:
+    values: list[dict[str, Any]] = _scan((b"[%b]" % b",".join(texts)).decode(), 0)[0]
+    return values
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # a segment that was replaced meanwhile
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def _medium_info(shelf: Shelf) -> MediumInfo:
@@ -398,8 +781,8 @@ def _medium_info(shelf: Shelf) -> MediumInfo:
         unique_vectors=len(shelf),
         search="hnsw" if shelf.graph else "exact",
         in_graph=shelf.in_graph(),
-        ef=shelf.graph.ef if shelf.graph else None,
-        recall_at_10=shelf.report.recall if shelf.report else None,
+        ef=shelf.effort if shelf.graph else None,
+        recall_at_10=shelf.recall,
     )
 
 

@@ -48,6 +48,21 @@ def dump_metadata(ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | No
     return texts
 
 
+def check_contents(ids: Sequence[str], contents: Sequence[str | None]) -> None:
+    """Refuses contents that cannot be stored.
+
+    Raises:
+        ItemError: not one for each id, or one that is neither a text of Unicode nor None.
+    """
+    if isinstance(contents, str) or len(contents) != len(ids):
+        raise ItemError(f"{len(ids)} ids came with {len(contents)} contents; expected one for each")
+    bad = [item for item, content in zip(ids, contents, strict=True) if content is not None and not is_id(content)]
+    if bad:
+        raise ItemError(
+            f"the contents of {shown(bad)} are no texts of Unicode; expected one text or None for each item"
+        )
+
+
 def shown(ids: Sequence[str]) -> str:
     """Ids for an error message, the first ten of them."""
     more = f" and {len(ids) - 10:,} more" if len(ids) > 10 else ""

@@ -1,128 +1,276 @@
 """One medium's unique vectors in memory, and how they are searched.
 
-Shape letters: N unique vectors, D width, Q queries. Class-probability vectors collapse into copies, and every graph
-library breaks on copies, so a vector is kept once with the list of the items that share it. Rows are in the order of
-their labels. The first ``covered`` of them are in the graph, when there is one; the tail behind them is searched
-exactly, so that adding an item never has to touch the graph.
+Shape letters: N rows (unique vectors), D width, Q queries. Class-probability vectors collapse into copies, and every
+graph library breaks on copies, so a vector is kept once with the items that share it. Rows are in the order of their
+labels. The first of them are those of a segment, which is mapped and never changes; what came later, and the items of
+rows that changed since, are in memory. The first ``covered`` rows are in the graph, when there is one; the tail behind
+them is searched exactly.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
-from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dckt.index.exact import exact_limit, products, ranked, shortlist, similarities
-from dckt.index.hnsw import RECALL_TARGET, HnswGraph
-from dckt.index.snapshot import GraphReport, SnapshotError
-from dckt.index.store import Change, Contents
+from dckt.index.exact import (
+    COLUMN_NUMBERS,
+    Columns,
+    Entries,
+    Found,
+    exact_limit,
+    products,
+    ranked,
+    ranked_rows,
+    shortlist,
+    similarities,
+)
+from dckt.index.filters import Match
+from dckt.index.hnsw import NEIGHBOURS, RECALL_TARGET, TUNING_QUERIES, HnswGraph, disturbed, tenth_best
+from dckt.index.schema import Head
+from dckt.index.segment import GraphReport, Segment
+from dckt.index.store import Change, Contents, Entry, Tuned
 from dckt.index.vectors import Float32Array, float32_error
 
-# Of the rows, and of a graph's vectors, at most this share is kept when no item uses them any more.
+# Of the rows, at most this share is kept when no item uses them any more.
 UNUSED_LIMIT = 0.25
-# How many vectors of a graph are compared with the rows when it is read; that of another copy would differ.
-_SPOT_CHECKS = 256
+# The work (as in EXACT_WORK) of searching the rows that are not in the graph yet: some ten microseconds.
+TAIL_WORK = 40_000
+# A graph that grew by this share is measured again.
+MEASURED_SHARE = 0.25
+# A search that would have to try harder than this goes the exact way.
+MAX_EFFORT = 4096
 # Queries that are multiplied with the matrix at once: bounds the product at this many numbers.
 _PRODUCT_NUMBERS = 2**24
+# Rows that are added to a graph while searches wait.
+_GROWTH = 128
+# Queries that are looked up in the graph at once, and up to how many of them are put together one by one.
+_PART = 512
+_FEW = 4
+_EXPANDED_NUMBERS = 2**22
+# Items whose metadata a filter reads before SQLite is asked.
+_FILTER_READS = 4000
+_EVERYTHING = 2**62
+
+Exclusive = Callable[[], AbstractContextManager[None]]
 
 
 class Shelf:
     """The unique vectors of one medium. The caller sees to it that nothing changes during a search.
 
     Attributes:
+        head: the commit that it shows.
+        segment: what its first rows are mapped from, or None.
+        items: how many.
         graph: over the first :attr:`covered` rows, or None.
         covered: how many rows the graph was built from.
         report: what was measured when a graph was last built, accepted or not.
+        effort: of a search in the graph for up to ten neighbours.
+        recall: that was measured with it, or None.
+        target: recall that a graph must reach.
+        tuned: what was asked for, and measured, last.
     """
 
-    def __init__(self, dimension: int, kind: str, contents: Contents | None = None) -> None:
+    def __init__(self, dimension: int, kind: str, head: Head, segment: Segment | None = None) -> None:
         self.dimension = dimension
-        self._kind = kind
-        self._labels = contents.labels if contents else np.zeros(0, dtype=np.int64)
-        self._matrix = contents.matrix if contents else np.zeros((0, dimension), dtype=np.float32)
-        self._postings = contents.postings if contents else []
-        self._rows = len(self._postings)
-        self._unused: set[int] = set()
-        self.items = sum(map(len, self._postings))
-        self.graph: HnswGraph | None = None
-        self.covered = 0
-        self.report: GraphReport | None = None
+        self.kind = kind
+        self.head = head
+        self.segment = segment
+        self._mapped = len(segment.labels) if segment else 0
+        self._rows = self._mapped
+        self._tail_labels = np.zeros(0, dtype=np.int64)
+        self._tail = np.zeros((0, dimension), dtype=np.float32)
+        self._counts = np.diff(segment.items).astype(np.int32) if segment else np.zeros(0, dtype=np.int32)
+        self._entries: dict[int, list[Entry]] = {}
+        self.items = int(self._counts.sum())
+        self._unused = int((self._counts == 0).sum())
+        self._columns: Columns | None = None
+        self._ranks: NDArray[np.int64] | None = None
+        # How far a distance of hnswlib's is from the true one, at four standard deviations of its rounding, in at least
+        # four lanes. The bound for the worst of all orders would make near ties, of which there are many, ties.
+        self._error = np.float32((1 + (dimension / 4) ** 0.5) * 2.0**-24)
+        self.graph: HnswGraph | None = segment.graph if segment else None
+        self.covered = len(self.graph) if self.graph else 0
+        self.report: GraphReport | None = segment.report if segment else None
+        self.target = RECALL_TARGET
+        self.effort = self.report.effort if self.report else 0
+        self.recall = self.report.recall if self.report else None
+        self.tuned: Tuned | None = None
+
+    @classmethod
+    def of(cls, contents: Contents, dimension: int, kind: str, head: Head) -> Shelf:
+        """With what the store holds."""
+        shelf = cls(dimension, kind, head)
+        shelf._tail_labels, shelf._tail = contents.labels, contents.matrix
+        shelf._rows = len(contents.labels)
+        shelf._entries = dict(enumerate(contents.postings))
+        shelf._counts = np.array([len(entries) for entries in contents.postings], dtype=np.int32)
+        shelf.items = int(shelf._counts.sum())
+        shelf._unused = int((shelf._counts == 0).sum())
+        return shelf
 
     def __len__(self) -> int:
         """How many unique vectors are in use."""
-        return self._rows - len(self._unused)
+        return self._rows - self._unused
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,) ascending, unused ones included."""
-        return self._labels[: self._rows]
+    def rows(self) -> int:
+        """How many rows, unused ones included."""
+        return self._rows
 
     @property
-    def matrix(self) -> Float32Array:
-        """(N, D), a row for every label."""
-        return self._matrix[: self._rows]
+    def mapped(self) -> int:
+        """How many of the rows are those of the segment."""
+        return self._mapped
+
+    @property
+    def last_label(self) -> int:
+        """The highest label of a row, or 0."""
+        if self._rows > self._mapped:
+            return int(self._tail_labels[self._rows - self._mapped - 1])
+        return int(self.segment.labels[-1]) if self.segment else 0
+
+    def used(self) -> NDArray[np.bool_]:
+        """(N,) whether a row has items."""
+        return self._counts[: self._rows] > 0
+
+    def parts(self, first: int = 0) -> list[Float32Array]:
+        """The rows from ``first`` on, one array after the other, not copied."""
+        tail = self._tail[max(0, first - self._mapped) : self._rows - self._mapped]
+        if self.segment is None or first >= self._mapped:
+            return [tail]
+        return [self.segment.vectors[first:], tail] if len(tail) else [self.segment.vectors[first:]]
+
+    def entries(self, row: int, limit: int) -> list[Entry]:
+        """The first items of a row, at most so many, ids ascending."""
+        known = self._entries.get(row)
+        if known is not None:
+            return known[:limit] if len(known) > limit else known
+        assert self.segment is not None  # noqa: S101 - every other row is in the dictionary
+        return self.segment.entries(row, limit)
+
+    def gathered(self, rows: NDArray[np.int64]) -> Float32Array:
+        """The vectors of some rows, (M, D)."""
+        if self.segment is None:
+            return self._tail[rows]
+        if self._rows == self._mapped:
+            return self.segment.vectors[rows]
+        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
+        mapped = rows < self._mapped
+        vectors[mapped] = self.segment.vectors[rows[mapped]]
+        vectors[~mapped] = self._tail[rows[~mapped] - self._mapped]
+        return vectors
 
     # --- changing ---
 
-    def apply(self, change: Change) -> None:
-        """Repeats what a commit did."""
-        self._append(change.vectors)
+    def apply(self, change: Change, head: Head) -> bool:
+        """Repeats what commits did; tells whether what came of it is what the store holds."""
+        fresh = self._append(change.vectors)
+        touched: dict[int, dict[str, bytes]] = {}
+
+        def entries_of(label: int) -> dict[str, bytes] | None:
+            row = fresh.get(label)
+            if row is None:
+                row = self._row(label)
+            if row is None:
+                return None
+            if row not in touched:
+                touched[row] = dict(self.entries(row, _EVERYTHING))
+            return touched[row]
+
         for label, item in change.removed:
-            row = self._row(label)
-            ids = self._postings[row]
-            del ids[bisect_left(ids, item)]
-            if not ids:
-                self._unused.add(row)
-        for label, item in change.added:
-            row = self._row(label)
-            insort(self._postings[row], item)
-            self._unused.discard(row)
-        self.items += len(change.added) - len(change.removed)
+            # A vector that came and went between two looks is not known, and need not be.
+            if (entries := entries_of(label)) is not None:
+                entries.pop(item, None)
+        for label, item, metadata in change.added:
+            if (entries := entries_of(label)) is None:
+                return False
+            entries[item] = metadata.encode()
+        for row, entries in touched.items():
+            # A new list each time: who reads the old one meanwhile is not disturbed.
+            self._entries[row] = sorted(entries.items())
+            before, after = int(self._counts[row]), len(entries)
+            self._counts[row] = after
+            self.items += after - before
+            self._unused += (after == 0) - (before == 0)
+        self.head, self._ranks = head, None
+        return self.items == change.items
 
-    def compact(self) -> None:
-        """Lets go of unused rows when there are many of them."""
-        if len(self._unused) <= UNUSED_LIMIT * self._rows:
-            return
-        kept = np.array([row for row in range(self._rows) if row not in self._unused], dtype=np.int64)
-        self.covered = int(np.searchsorted(kept, self.covered))
-        self._labels, self._matrix = self._labels[kept], self._matrix[kept]
-        self._postings = [self._postings[row] for row in kept.tolist()]
-        self._rows = len(kept)
-        self._unused = set()
+    def changed_share(self) -> float:
+        """The share of the rows that is in memory because it differs from the segment."""
+        return len(self._entries) / max(1, self._rows)
 
-    def wants_graph(self) -> bool:
-        """Whether the vectors outside the graph, or the unused ones inside it, have become too many."""
-        if self._kind == "exact" or not len(self):
-            return False
-        report = self.report
-        if report and not report.accepted:
-            # A graph that was measured and refused is tried again when the collection has doubled.
-            return len(self) >= 2 * report.count
-        if self.graph is None:
-            return self._kind == "hnsw" or len(self) > exact_limit(self.dimension)
-        tail = self._rows - self.covered
-        limit = exact_limit(self.dimension)
-        if self._kind == "hnsw":
-            limit = min(limit, len(self.graph) // 4)
-        return tail > limit or self.unused_share() > UNUSED_LIMIT
+    def _append(self, vectors: dict[int, Float32Array]) -> dict[int, int]:
+        """Makes a row for each new vector; gives the rows by label."""
+        if not vectors:
+            return {}
+        old, new = self._rows - self._mapped, len(vectors)
+        if old + new > len(self._tail_labels) or not self._tail.flags.writeable:
+            room = max(old + new, 3 * old // 2)
+            labels = np.zeros(room, dtype=np.int64)
+            matrix = np.zeros((room, self.dimension), dtype=np.float32)
+            labels[:old], matrix[:old] = self._tail_labels[:old], self._tail[:old]
+            self._tail_labels, self._tail = labels, matrix
+        if self._rows + new > len(self._counts):
+            counts = np.zeros(max(self._rows + new, 3 * self._rows // 2), dtype=np.int32)
+            counts[: self._rows] = self._counts[: self._rows]
+            self._counts = counts
+        self._tail_labels[old : old + new] = list(vectors)
+        self._tail[old : old + new] = np.stack(list(vectors.values()))
+        fresh = {label: self._rows + place for place, label in enumerate(vectors)}
+        self._counts[self._rows : self._rows + new] = 0
+        self._entries.update((row, []) for row in fresh.values())
+        self._unused += new
+        self._rows += new
+        return fresh
 
-    def in_graph(self) -> int:
-        """How many unique vectors that are in use the graph covers."""
-        return self.covered - sum(row < self.covered for row in self._unused)
-
-    def unused_share(self) -> float:
-        """The share of the graph's vectors that no item uses any more."""
-        return 1 - self.in_graph() / len(self.graph) if self.graph else 0.0
+    def _row(self, label: int) -> int | None:
+        for first, labels in (
+            (0, self.segment.labels if self.segment else self._tail_labels[:0]),
+            (self._mapped, self._tail_labels[: self._rows - self._mapped]),
+        ):
+            place = int(np.searchsorted(labels, label))
+            if place < len(labels) and labels[place] == label:
+                return first + place
+        return None
 
     # --- the graph ---
 
-    def build_graph(self, threads: int | None) -> tuple[HnswGraph | None, GraphReport]:
-        """A graph over every row: the present one, grown, or, where that falls short, a new one.
+    def wants_new_graph(self) -> bool:
+        """Whether there should be a graph and is none, or too much of the one that is there is unused."""
+        if self.kind == "exact" or not len(self):
+            return False
+        if self.graph is not None:
+            return self.unused_share() > UNUSED_LIMIT
+        if self.report and not self.report.accepted:
+            # A graph that was measured and refused is tried again when the collection has doubled.
+            return len(self) >= 2 * self.report.count
+        return self.kind == "hnsw" or len(self) > exact_limit(self.dimension)
 
-        Searches may go on meanwhile; the shelf itself is not changed.
+    def wants_growth(self) -> bool:
+        """Whether the rows behind the graph have become too many."""
+        if self.graph is None:
+            return False
+        limit = min(TAIL_WORK // (self.dimension + 45), max(1, len(self.graph) // 4))
+        return self._rows - self.covered > limit
+
+    def in_graph(self) -> int:
+        """How many unique vectors that are in use the graph covers."""
+        return int((self._counts[: self.covered] > 0).sum())
+
+    def unused_share(self) -> float:
+        """The share of the graph's vectors that no item uses any more."""
+        return 1 - self.in_graph() / self.covered if self.covered else 0.0
+
+    def build_graph(self, threads: int | None) -> tuple[HnswGraph | None, GraphReport]:
+        """A new graph over every row. Searches may go on meanwhile; the shelf itself is not changed.
 
         Args:
             threads: how many build; see :meth:`HnswGraph.add`.
@@ -131,115 +279,538 @@ class Shelf:
             What was measured, and the graph, or None when it is not good enough to be used.
         """
         started = time.perf_counter()
-        graph, recall = None, 0.0
-        if self.graph is not None and self.unused_share() <= UNUSED_LIMIT:
-            graph = self.graph
-            graph.add(self.labels[self.covered :], self.matrix[self.covered :], threads=threads)
-            recall = graph.tune(self.labels, self.matrix)
-        if graph is None or recall < RECALL_TARGET:
-            graph = HnswGraph(self.dimension)
-            graph.add(self.labels, self.matrix, threads=threads)
-            recall = graph.tune(self.labels, self.matrix)
+        graph = HnswGraph(self.dimension)
+        rows = self._rows
+        graph.reserve(rows)
+        order = graph.shuffled(rows)
+        for start in range(0, rows, 1024):
+            part = order[start : start + 1024]
+            graph.add(part, self.gathered(part), threads=threads)
+        effort, recall, _ = self.measured(graph, self.target)
         report = GraphReport(
-            count=self._rows,
-            ef=graph.ef,
+            graph=secrets.token_hex(8),
+            count=rows,
+            effort=effort,
             recall=recall,
-            accepted=recall >= RECALL_TARGET,
+            accepted=recall >= self.target,
             seconds=time.perf_counter() - started,
         )
         return graph if report.accepted else None, report
 
-    def covered_by(self, graph: HnswGraph) -> int:
-        """How many of the rows a graph covers that was read from the disk.
+    def grow_graph(self, exclusive: Exclusive, threads: int | None) -> None:
+        """Adds the rows behind the graph to it, few at a time, so that searches wait for moments only.
 
-        Raises:
-            SnapshotError: it is not a graph of these vectors.
+        Args:
+            exclusive: keeps searches out.
+            threads: how many build.
         """
-        covered = int(np.searchsorted(self.labels, graph.labels[-1], side="right")) if len(graph) else 0
-        expected = self.labels[:covered]
-        if not np.isin(expected, graph.labels).all():
-            raise SnapshotError("it lacks vectors that it should hold")
-        rows = np.linspace(0, covered - 1, min(covered, _SPOT_CHECKS)).astype(np.int64)
-        if covered and not np.array_equal(graph.vectors(expected[rows]), self.matrix[rows]):
-            raise SnapshotError("it holds other vectors")
-        return covered
+        graph = self.graph
+        if graph is None:
+            return
+        rows = self._rows
+        order = graph.shuffled(rows - self.covered)
+        if rows > self.covered:
+            with exclusive():
+                graph.reserve(max(rows, 5 * self.covered // 4))
+        for start in range(0, len(order), _GROWTH):
+            part = order[start : start + _GROWTH]
+            vectors = self.gathered(part)
+            with exclusive():
+                graph.add(part, vectors, threads=threads)
+        with exclusive():
+            self.covered = rows
+
+    def attach(self, graph: HnswGraph | None, report: GraphReport) -> None:
+        """Takes a graph that was built or measured, or what was measured of one that is not good enough."""
+        self.graph, self.report = graph, report
+        self.covered = report.count if graph else 0
+        self.effort, self.recall = report.effort, report.recall
+
+    def inherit(self, other: Shelf) -> None:
+        """Takes over what was measured and asked for on another shelf of the same vectors."""
+        self.report, self.effort, self.recall = other.report, other.effort, other.recall
+        self.target, self.tuned = other.target, other.tuned
+
+    def apply_tuning(self, tuned: Tuned) -> None:
+        """Takes over what tuning stored; a graph that misses what is asked for is not used."""
+        self.tuned, self.target = tuned, tuned.target
+        if self.report is None or tuned.graph != self.report.graph or tuned.effort is None or tuned.recall is None:
+            return
+        self.effort, self.recall = tuned.effort, tuned.recall
+        if tuned.recall < tuned.target:
+            self.attach(None, replace(self.report, effort=tuned.effort, recall=tuned.recall, accepted=False))
+
+    def outgrew_report(self) -> bool:
+        """Whether the graph has grown much since it was measured."""
+        return self.report is None or self.covered > (1 + MEASURED_SHARE) * self.report.count
+
+    def remeasured(self) -> GraphReport:
+        """The report of the present graph, measured anew."""
+        assert self.graph is not None  # noqa: S101
+        assert self.report is not None  # noqa: S101
+        effort, recall, _ = self.measured(self.graph, self.target)
+        return replace(self.report, count=self.covered, effort=effort, recall=recall, accepted=recall >= self.target)
+
+    def measured(self, graph: HnswGraph, target: float, queries: Float32Array | None = None) -> tuple[int, float, int]:
+        """The effort with which a graph reaches a recall, the recall, and with how many queries it was measured.
+
+        Args:
+            graph: over the first rows.
+            target: the recall.
+            queries: (Q, D); None takes a sample of the rows, disturbed.
+        """
+        used = self.used()[: len(graph)]
+        if queries is None:
+            queries = self._sample(graph, np.flatnonzero(used))
+        floors = tenth_best(self.parts(), used, queries)
+        return *graph.tune(queries, floors, used, target), len(queries)
+
+    def _sample(self, graph: HnswGraph, rows: NDArray[np.int64]) -> Float32Array:
+        """Queries to measure with, (Q, D).
+
+        A row is easier to find than a new vector like it, because the graph was built around it. So one half are rows
+        that are moved as far as their neighbours are apart, in a direction in which they are; the others are rows that
+        are disturbed in any direction. Queries of another kind are for :meth:`dckt.index.Index.tune`.
+        """
+        generator = np.random.default_rng(0)
+        chosen = self.gathered(rows[generator.permutation(len(rows))[:TUNING_QUERIES]])
+        queries = disturbed(chosen, 0)
+        pages = graph.nearest(chosen[::2], 2 * NEIGHBOURS)
+        if pages is not None:
+            near, _ = pages
+            columns = generator.integers(0, near.shape[1], (2, len(near)))
+            one, other = (self.gathered(near[np.arange(len(near)), column]) for column in columns)
+            moved = chosen[::2] + one - other
+            lengths = np.linalg.norm(moved, axis=1, keepdims=True)
+            # What cancels out stays as it was.
+            queries[::2] = np.where(lengths > 0.1, moved / np.maximum(lengths, 0.1), queries[::2])
+        return queries
 
     # --- searching ---
 
-    def search(self, queries: Float32Array, k: int) -> list[list[tuple[float, str]]]:
-        """The best k items of every query: (score, id), score descending, ties by id ascending.
+    def search(self, queries: Float32Array, k: int, *, threads: int | None = None) -> list[list[Found]]:
+        """The best k items of every query: score descending, ties by id ascending.
 
         Args:
-            queries: (Q, D) float32 of length 1.
+            queries: (Q, D) float32 of length 1, C-contiguous.
             k: at least 1; more than there are gives all.
+            threads: how many search the graph for many queries; None takes every core.
         """
         k = min(k, self.items)
         if not k:
             return [[] for _ in queries]
-        step = max(1, _PRODUCT_NUMBERS // self._rows)
-        parts = (queries[start : start + step] for start in range(0, len(queries), step))
-        return [hits for part in parts for hits in self._search_part(part, k)]
+        effort = self._effort(k)
+        if not effort:
+            return self._search_exactly(queries, k)
+        return self._search_graph(queries, k, effort, threads or -1)
 
-    def _search_part(self, queries: Float32Array, k: int) -> Iterator[list[tuple[float, str]]]:
-        pages = self.graph.nearest(queries) if self.graph else None
+    def _effort(self, k: int) -> int:
+        """Of a search in the graph, or 0 where it does not pay. Steps are doubled, so that most k share one."""
+        if self.graph is None:
+            return 0
+        effort, reach = self.effort, NEIGHBOURS
+        while reach < k:
+            effort, reach = 2 * effort, 2 * reach
+        return effort if effort <= min(MAX_EFFORT, self.covered // 2) else 0
+
+    def _search_graph(self, queries: Float32Array, k: int, effort: int, threads: int) -> list[list[Found]]:
+        assert self.graph is not None  # noqa: S101
+        if len(queries) <= _PART:
+            return self._expand(queries, self.graph.nearest(queries, effort, threads=threads), k, effort)
+        # While one part is looked up in the graph, which needs no GIL, the items of the part before are put together.
+        graph = self.graph
+        parts = [queries[start : start + _PART] for start in range(0, len(queries), _PART)]
+        if threads == 1:
+            pages = (graph.nearest(part, effort) for part in parts)
+            return [
+                found for part, page in zip(parts, pages, strict=True) for found in self._expand(part, page, k, effort)
+            ]
+        with ThreadPoolExecutor(1) as pool:
+            waiting = [pool.submit(graph.nearest, part, effort, threads=threads) for part in parts]
+            return [
+                found
+                for part, page in zip(parts, waiting, strict=True)
+                for found in self._expand(part, page.result(), k, effort)
+            ]
+
+    def _expand(
+        self, queries: Float32Array, pages: tuple[NDArray[np.int64], Float32Array] | None, k: int, effort: int
+    ) -> list[list[Found]]:
+        """The items behind the pages that the graph gave."""
         if pages is None:
-            for query, scores in zip(queries, products(self.matrix, queries), strict=True):
-                yield self._search_exactly(query, scores, k)
+            return self._search_exactly(queries, k)
+        if len(queries) > _FEW and self._rows == self.covered and not self._unused:
+            return self._expand_many(queries, *pages, k, effort)
+        tails = None
+        if self._rows > self.covered:
+            tails = np.concatenate([products(part, queries) for part in self.parts(self.covered)], axis=1)
+        found = []
+        for place, query in enumerate(queries):
+            rows = self._page_rows(pages[0][place], pages[1][place], k)
+            if rows is None:
+                found += self._try_harder(query[None], k, effort)
+                continue
+            if tails is not None:
+                rows = np.concatenate([rows, self._best_rows(tails[place], k, first=self.covered)])
+            scores = similarities(self.gathered(rows), query)
+            if self.segment is not None and self._all_single():
+                hits = self.segment.only_entries(rows, -scores)
+                hits.sort()
+                del hits[k:]
+                found.append(hits)
+            else:
+                found.append(ranked(rows, scores, self._entries_now(), k))
+        return found
+
+    def _all_single(self) -> bool:
+        """Whether every row is in the segment as it was, with one item."""
+        return not self._entries and self.items == self._rows and not self._unused
+
+    def _entries_now(self) -> Entries:
+        """What gives the items of a row, without a detour where none of them changed."""
+        return self.entries if self._entries or self.segment is None else self.segment.entries
+
+    def _expand_many(
+        self, queries: Float32Array, rows: NDArray[np.int64], distances: Float32Array, k: int, effort: int
+    ) -> list[list[Found]]:
+        """As :meth:`_expand`, for many queries at once, where every row is in the graph and in use."""
+        if k > rows.shape[1]:
+            return self._try_harder(queries, k, effort)
+        limits = distances[:, k - 1] + self._error
+        sure = limits < distances[:, -1] - self._error
+        ends = (distances <= limits[:, None]).sum(axis=1)
+        width = int(ends[sure].max(initial=0))
+        found: list[list[Found]] = [[]] * len(queries)
+        unsure = (~sure).nonzero()[0]
+        if len(unsure):
+            for place, hits in zip(unsure.tolist(), self._try_harder(queries[unsure], k, effort), strict=True):
+                found[place] = hits
+        step = max(1, _EXPANDED_NUMBERS // max(1, width * self.dimension))
+        places = sure.nonzero()[0]
+        for start in range(0, len(places), step):
+            part = places[start : start + step]
+            self._rank_many(part, queries[part], rows[part, :width], ends[part], k, found)
+        return found
+
+    def _rank_many(
+        self,
+        places: NDArray[np.int64],
+        queries: Float32Array,
+        rows: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        k: int,
+        found: list[list[Found]],
+    ) -> None:
+        """Puts the best items of queries into ``found``: (P, W) rows each, of which the first ``ends`` count."""
+        vectors = self.gathered(rows.ravel()).reshape(*rows.shape, self.dimension)
+        values = -np.vecdot(vectors.astype(np.float64), queries[:, None].astype(np.float64)).astype(np.float32)
+        values[np.arange(rows.shape[1]) >= ends[:, None]] = 3
+        values += np.float32(0)
+        order = values.argsort(axis=1, kind="stable")
+        rows = np.take_along_axis(rows, order, axis=1)
+        values = np.take_along_axis(values, order, axis=1)
+        segment = self.segment
+        if segment is None or self._entries or (not self._all_single() and (self._counts[rows] != 1).any()):
+            for place, end, own, ranks in zip(
+                places.tolist(), ends.tolist(), rows.tolist(), values.tolist(), strict=True
+            ):
+                found[place] = ranked_rows(own[:end], ranks[:end], self.entries, k)
             return
-        tails = products(self.matrix[self.covered :], queries)
-        for query, page, tail in zip(queries, pages, tails, strict=True):
-            hits = self._search_page(query, page, tail, k)
-            if hits is None:
-                hits = self._search_exactly(query, products(self.matrix, query[None])[0], k)
-            yield hits
+        # Every row has one item, so the first k rows and what ties with the last of them are all that is needed.
+        needed = values <= values[:, k - 1 : k]
+        entries = segment.only_entries(rows[needed], values[needed])
+        start = 0
+        for place, count in zip(places.tolist(), needed.sum(axis=1).tolist(), strict=True):
+            hits = entries[start : start + count]
+            hits.sort()
+            del hits[k:]
+            found[place] = hits
+            start += count
 
-    def _search_exactly(self, query: Float32Array, scores: Float32Array, k: int) -> list[tuple[float, str]]:
-        """Answers from the float32 products (N,) of a query with every row."""
-        rows = self._best_rows(scores, k)
-        return ranked(rows, similarities(self.matrix[rows], query), self._postings, k)
+    def _try_harder(self, queries: Float32Array, k: int, effort: int) -> list[list[Found]]:
+        wider = self._wider(effort)
+        return self._search_graph(queries, k, wider, 1) if wider else self._search_exactly(queries, k)
 
-    def _search_page(
-        self, query: Float32Array, page: NDArray[np.int64], tail: Float32Array, k: int
-    ) -> list[tuple[float, str]] | None:
-        """Answers from the graph's page and the products with the tail; None when it takes more to be sure."""
-        places = np.searchsorted(self.labels, page)
-        places[places == self._rows] = 0
-        rows = places[(self.labels[places] == page) & (places < self.covered)]
-        scores = similarities(self.matrix[rows], query)
-        floor = -2.0
-        if len(page) < len(self.graph or ()):
-            # What the graph left out may tie with the worst of its page; above that the page is complete.
-            floor = float(scores.min(initial=2.0)) + float32_error(self.dimension)
-        if len(tail):
-            best = self._best_rows(tail, k, first=self.covered)
-            rows = np.concatenate([rows, best])
-            scores = np.concatenate([scores, similarities(self.matrix[best], query)])
-        certain = scores > floor
-        hits = ranked(rows[certain], scores[certain], self._postings, k)
-        return hits if len(hits) == k else None
+    def _wider(self, effort: int) -> int:
+        """The next effort to try, or 0."""
+        return 2 * effort if 2 * effort <= min(MAX_EFFORT, self.covered // 2) else 0
 
-    def _best_rows(self, scores: Float32Array, k: int, first: int = 0) -> NDArray[np.int64]:
-        """Rows from ``first`` on that hold the best k items; every row in use holds at least one."""
-        unused = [row - first for row in self._unused if row >= first]
-        scores[unused] = -2
-        return first + shortlist(scores, min(k, len(scores) - len(unused)), self.dimension)
+    def _page_rows(self, rows: NDArray[np.int64], distances: Float32Array, k: int) -> NDArray[np.int64] | None:
+        """The rows of a page that hold the best k items of the graph; None when the page is too short to say.
 
-    # --- rows ---
+        What the graph left out may tie with the last of its page, so the best k must all be nearer than that.
+        """
+        last = distances[-1] - self._error
+        if self._rows > self.covered:
+            # While the graph grows it holds rows of the tail too.
+            known = rows < self.covered
+            rows, distances = rows[known], distances[known]
+        count = len(rows)
+        if k <= count and not self._unused:
+            limit = distances[k - 1] + self._error
+            if limit < last:
+                return rows[: distances.searchsorted(limit, "right")]
+        # Where rows have no items it takes more of them, where they have several, fewer.
+        enough = int(self._counts[rows].cumsum().searchsorted(k))
+        if enough >= count:
+            return None
+        limit = distances[enough] + self._error
+        if limit >= last:
+            return None
+        return rows[: distances.searchsorted(limit, "right")]
 
-    def _row(self, label: int) -> int:
-        return int(np.searchsorted(self.labels, label))
+    def _search_exactly(self, queries: Float32Array, k: int) -> list[list[Found]]:
+        step = max(1, _PRODUCT_NUMBERS // self._rows)
+        found = []
+        for start in range(0, len(queries), step):
+            part = queries[start : start + step]
+            scores, error = self._products(part)
+            for query, values in zip(part, scores, strict=True):
+                rows = self._best_rows(values, k, error=error)
+                similar = similarities(self.gathered(rows), query)
+                found.append(ranked(rows, similar, self._entries_now(), k, self._id_ranks))
+        return found
 
-    def _append(self, vectors: dict[int, Float32Array]) -> None:
-        if not vectors:
-            return
-        needed = self._rows + len(vectors)
-        if needed > len(self._labels) or not self._matrix.flags.writeable:
-            room = max(needed, 3 * self._rows // 2)
-            labels = np.zeros(room, dtype=np.int64)
-            matrix = np.zeros((room, self.dimension), dtype=np.float32)
-            labels[: self._rows], matrix[: self._rows] = self.labels, self.matrix
-            self._labels, self._matrix = labels, matrix
-        self._labels[self._rows : needed] = list(vectors)
-        self._matrix[self._rows : needed] = np.stack(list(vectors.values()))
-        self._postings.extend([] for _ in vectors)
-        self._rows = needed
+    def _id_ranks(self) -> NDArray[np.int64]:
+        """(N,) the place of every row in the order of the rows' first ids; those without items are last."""
+        ranks = self._ranks
+        if ranks is None or len(ranks) != self._rows:
+            firsts = [entries[0][0] if (entries := self.entries(row, 1)) else "\U0010ffff" for row in range(self._rows)]
+            ranks = np.empty(self._rows, dtype=np.int64)
+            ranks[sorted(range(self._rows), key=firsts.__getitem__)] = np.arange(self._rows)
+            self._ranks = ranks
+        return ranks
+
+    def _products(self, queries: Float32Array) -> tuple[Float32Array, float]:
+        """Inner products with every row, (Q, N) float32, and how far apart two of one true score can be."""
+        error = float32_error(self.dimension)
+        if len(queries) == 1 and self._rows * self.dimension <= COLUMN_NUMBERS:
+            columns = self._columns
+            if columns is None or 4 * len(columns) < 3 * self._rows:
+                columns = self._columns = Columns(np.concatenate(self.parts()))
+            scores, more = columns.products(queries[0])
+            if len(columns) == self._rows:
+                return scores[None], error + 2 * more
+            rest = [products(part, queries)[0] for part in self.parts(len(columns))]
+            return np.concatenate([scores, *rest])[None], error + 2 * more
+        parts = [products(part, queries) for part in self.parts()]
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), error
+
+    def _best_rows(
+        self, scores: Float32Array, k: int, *, first: int = 0, error: float | None = None
+    ) -> NDArray[np.int64]:
+        """Rows from ``first`` on that hold the best k items; the scores are overwritten."""
+        counts = self._counts[first : self._rows]
+        if self._unused:
+            scores[counts == 0] = -2
+        rows = shortlist(scores, k, float32_error(self.dimension) if error is None else error, counts)
+        return rows + first if first else rows
+
+    # --- searching with a filter ---
+
+    def search_matching(
+        self, query: Float32Array, k: int, matches: Match, parse: Callable[[bytes], dict[str, object]]
+    ) -> list[Found] | None:
+        """The best k items whose metadata pass; None when they are so rare that SQLite should say which they are.
+
+        Args:
+            query: (D,).
+            k: at least 1.
+            matches: the filter.
+            parse: reads metadata.
+        """
+        reads = 0
+        tested: dict[tuple[int, str], bool] = {}
+
+        def passing(row: int, limit: int) -> list[Entry]:
+            nonlocal reads
+            kept = []
+            for entry in self.entries(row, _EVERYTHING):
+                key = (row, entry[0])
+                if key not in tested:
+                    reads += 1
+                    if reads > _FILTER_READS:
+                        raise _TooManyError
+                    tested[key] = matches(parse(entry[1]))
+                if tested[key]:
+                    kept.append(entry)
+                    if len(kept) == limit:
+                        break
+            return kept
+
+        wanted = 4 * k
+        try:
+            while True:
+                rows, floor = self._nearest_rows(query, wanted)
+                scores = similarities(self.gathered(rows), query)
+                certain = scores > floor
+                found = ranked(rows[certain], scores[certain], passing, k)
+                if len(found) == k or floor < -1:
+                    return found
+                if wanted > _FILTER_READS:
+                    return None
+                wanted *= 4
+        except _TooManyError:
+            return None
+
+    def search_allowed(self, query: Float32Array, k: int, allowed: dict[int, set[str]]) -> list[Found]:
+        """The best k of some items, exactly.
+
+        Args:
+            query: (D,).
+            k: at least 1.
+            allowed: by row, the ids.
+        """
+        rows = np.array(sorted(allowed), dtype=np.int64)
+        if not len(rows):
+            return []
+        step = max(1, _PRODUCT_NUMBERS // self.dimension)
+        scores = np.concatenate(
+            [products(self.gathered(rows[start : start + step]), query[None])[0] for start in range(0, len(rows), step)]
+        )
+        counts = np.array([len(allowed[row]) for row in rows.tolist()], dtype=np.int32)
+        best = rows[shortlist(scores, min(k, int(counts.sum())), float32_error(self.dimension), counts)]
+
+        def entries(row: int, limit: int) -> list[Entry]:
+            ids = allowed[row]
+            return [entry for entry in self.entries(row, _EVERYTHING) if entry[0] in ids][:limit]
+
+        return ranked(best, similarities(self.gathered(best), query), entries, k)
+
+    def allowed_rows(self, pairs: list[tuple[int, str]]) -> dict[int, set[str]]:
+        """Ids by row, from labels and ids; what is not known here is left out."""
+        by_label = defaultdict(set)
+        for label, item in pairs:
+            by_label[label].add(item)
+        labels = np.concatenate(
+            [
+                self.segment.labels if self.segment else self._tail_labels[:0],
+                self._tail_labels[: self._rows - self._mapped],
+            ]
+        )
+        rows = np.searchsorted(labels, np.array(list(by_label), dtype=np.int64))
+        return {
+            row: ids
+            for row, (label, ids) in zip(rows.tolist(), by_label.items(), strict=True)
+            if row < len(labels) and labels[row] == label
+        }
+
+    def _nearest_rows(self, query: Float32Array, count: int) -> tuple[NDArray[np.int64], float]:
+        """At least about ``count`` rows near a query, and the score above which none is missing (-2: none at all)."""
+        one = query[None]
+        effort = max(self._effort(NEIGHBOURS), count)
+        if self.graph is not None and effort <= min(MAX_EFFORT, self.covered // 2):
+            page = self.graph.nearest(one, effort)
+            if page is not None:
+                rows, distances = page[0][0], page[1][0]
+                rows = rows[rows < self.covered]
+                rows = np.concatenate([rows, np.arange(self.covered, self._rows)])
+                return rows[self._counts[rows] > 0], float(1 - distances[-1] + self._error)
+        scores, error = self._products(one)
+        values = scores[0]
+        values[self._counts[: self._rows] == 0] = -2
+        if count >= len(self):
+            return np.flatnonzero(self.used()), -2.0
+        place = len(values) - count
+        floor = float(np.partition(values, place)[place])
+        return (values >= floor).nonzero()[0], floor + error
+
+    # --- writing ---
+
+    def source(self, *, drop_unused: bool) -> ShelfSource:
+        """What a segment is written from, as of now."""
+        return ShelfSource(self, drop_unused)
+
+
+class _TooManyError(Exception):
+    pass
+
+
+class ShelfSource:
+    """The rows of a shelf as they were when it was made; the shelf may change meanwhile.
+
+    Args:
+        shelf: whose.
+        drop_unused: leave out rows without items.
+    """
+
+    def __init__(self, shelf: Shelf, drop_unused: bool) -> None:
+        self._segment = shelf.segment
+        self._mapped = shelf._mapped
+        self._changed = dict(shelf._entries)
+        self._parts = shelf.parts()
+        self._labels = np.concatenate(
+            [
+                shelf.segment.labels if shelf.segment else np.zeros(0, np.int64),
+                shelf._tail_labels[: shelf.rows - shelf._mapped],
+            ]
+        )
+        self._kept = shelf.used() if drop_unused else np.ones(shelf.rows, dtype=np.bool_)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) ascending."""
+        return self._labels[self._kept]
+
+    def vectors(self) -> Iterator[Float32Array]:
+        """Parts that make (N, D)."""
+        start = 0
+        for part in self._parts:
+            for first in range(0, len(part), 8192):
+                block = part[first : first + 8192]
+                kept = self._kept[start : start + len(block)]
+                yield block if kept.all() else block[kept]
+                start += len(block)
+
+    def entries(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], bytes, NDArray[np.int64], bytes]]:
+        """Runs of rows; those that did not change since the segment are copied as they are."""
+        row = 0
+        special = sorted({*(row for row in self._changed), *np.flatnonzero(~self._kept).tolist()})
+        block: list[list[Entry]] = []
+        for changed in special:
+            if changed > row:
+                if block:
+                    yield _packed(block)
+                    block = []
+                yield from self._copied(row, changed)
+            if self._kept[changed]:
+                block.append(self._changed.get(changed, []))
+            row = changed + 1
+            if len(block) >= 8192:
+                yield _packed(block)
+                block = []
+        if block:
+            yield _packed(block)
+        yield from self._copied(row, self._mapped)
+
+    def _copied(
+        self, first: int, end: int
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], bytes, NDArray[np.int64], bytes]]:
+        segment = self._segment
+        for start in range(first, end if segment else first, 65536):
+            assert segment is not None  # noqa: S101
+            stop = min(end, start + 65536)
+            items = segment.items[start : stop + 1]
+            ids = segment.id_ends[items[0] : items[-1] + 1]
+            metadata = segment.metadata_ends[items[0] : items[-1] + 1]
+            yield (
+                np.diff(items),
+                np.diff(ids),
+                segment.ids[int(ids[0]) : int(ids[-1])],
+                np.diff(metadata),
+                segment.metadata[int(metadata[0]) : int(metadata[-1])],
+            )
+
+
+def _packed(
+    rows: list[list[Entry]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], bytes, NDArray[np.int64], bytes]:
+    ids = [item.encode() for entries in rows for item, _ in entries]
+    metadata = [text for entries in rows for _, text in entries]
+    return (
+        np.array([len(entries) for entries in rows], dtype=np.int64),
+        np.array([len(item) for item in ids], dtype=np.int64),
+        b"".join(ids),
+        np.array([len(text) for text in metadata], dtype=np.int64),
+        b"".join(metadata),
+    )

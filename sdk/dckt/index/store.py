@@ -1,96 +1,47 @@
 """The truth of an index: one SQLite file, in WAL mode, every commit on the disk before it is acknowledged.
 
 Shape letters: N vectors, D width. Each unique vector of a medium is stored once under a label that is never used again;
-an item names its vector by that label. SQLite notices damage to its own structure; checksums of the vectors and of the
-items notice damage to their content.
+an item names its vector by that label. SQLite notices damage to its own structure; checksums of every row notice damage
+to its content. A log of commits and removals lets a reader take in what changed without reading everything again.
 """
 
+# ruff: noqa: S608 - statements are put together from our own text and question marks; every value is bound.
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import threading
-import uuid
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dckt.errors import IndexCorruptError, IndexFolderError, IndexVersionError, ItemError
+from dckt.errors import IndexCorruptError, IndexFolderError, ItemError
+from dckt.index import schema
+from dckt.index.filters import Filter
 from dckt.index.items import shown
+from dckt.index.results import Item
+from dckt.index.schema import INDEX_VERSION as INDEX_VERSION
+from dckt.index.schema import ITEMS as ITEMS
+from dckt.index.schema import KINDS as KINDS
+from dckt.index.schema import Head as Head
+from dckt.index.schema import IndexMeta as IndexMeta
+from dckt.index.schema import connect, corrupt, digest, errors_of, item_checksum, removal_checksum, second_checksum
 from dckt.index.vectors import Float32Array
 
-INDEX_VERSION = 1
-FORMAT = "dckt-index"
-ITEMS = "items.sqlite"
-KINDS = ("auto", "exact", "hnsw")
-
-# A damaged structure is looked for on opening as long as that takes well under a second; every row is read and checked
-# in any case.
+# An index up to this size is read and checked whole on opening, which takes about a tenth of a second; up to the other,
+# SQLite's structure is. A larger one is checked by verify(), and every row wherever it is read.
+CHECKED_BYTES = 8 * 2**20
 _INTEGRITY_CHECK_BYTES = 256 * 2**20
-_BUSY_SECONDS = 30.0
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE vectors (
-    label INTEGER PRIMARY KEY AUTOINCREMENT,
-    medium TEXT NOT NULL,
-    digest BLOB NOT NULL,
-    vector BLOB NOT NULL,
-    UNIQUE (medium, digest)
-);
-CREATE TABLE items (
-    medium TEXT NOT NULL,
-    id TEXT NOT NULL,
-    label INTEGER NOT NULL REFERENCES vectors (label),
-    metadata TEXT NOT NULL,
-    sequence INTEGER NOT NULL,
-    checksum INTEGER NOT NULL,
-    PRIMARY KEY (medium, id)
-) WITHOUT ROWID;
-CREATE INDEX items_by_label ON items (label);
-"""
+_PAGE = 2000
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexMeta:
-    """What an index says about itself; fixed when it is created.
-
-    Attributes:
-        index_id: random, different for every index.
-        model_id: of the model that made the vectors.
-        representation: which output of that model they are.
-        dimension: their width D.
-        kind: how it searches: ``auto``, ``exact`` or ``hnsw``.
-        created: when, ISO 8601 with time zone.
-    """
-
-    index_id: str
-    model_id: str
-    representation: str
-    dimension: int
-    kind: str
-    created: str
-
-    @classmethod
-    def new(cls, *, model_id: str, representation: str, dimension: int, kind: str) -> IndexMeta:
-        """Of an index that is created now."""
-        return cls(
-            index_id=uuid.uuid4().hex,
-            model_id=model_id,
-            representation=representation,
-            dimension=dimension,
-            kind=kind,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+# An item's id and its metadata as JSON.
+Entry: TypeAlias = tuple[str, bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,163 +51,332 @@ class Contents:
     Attributes:
         labels: (N,) int64, ascending.
         matrix: (N, D) float32.
-        postings: for every vector the ids of the items that share it, ascending.
+        postings: for every vector the items that share it, ids ascending.
     """
 
     labels: NDArray[np.int64]
     matrix: Float32Array
-    postings: list[list[str]]
+    postings: list[list[Entry]]
 
 
 @dataclass(kw_only=True)
 class Change:
-    """What a commit did to one medium, in the order to repeat it.
+    """What one or several commits did to one medium, in the order to repeat it.
 
     Attributes:
-        sequence: the index's sequence number after it.
-        removed: (label, id) of items that are gone or replaced.
-        added: (label, id) of items that are new or replaced.
+        removed: (label, id) of items that are gone or replaced; one that is not there is gone already.
+        added: (label, id, metadata as JSON) of items that are new or replaced.
         vectors: by label, ascending, each vector that was not there before.
+        items: how many there are after it.
     """
 
-    sequence: int
     removed: list[tuple[int, str]] = field(default_factory=list)
-    added: list[tuple[int, str]] = field(default_factory=list)
+    added: list[tuple[int, str, str]] = field(default_factory=list)
     vectors: dict[int, Float32Array] = field(default_factory=dict)
+    items: int = 0
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was asked of the graph of a medium, and what was measured for which graph."""
+
+    target: float
+    graph: str | None
+    effort: int | None
+    recall: float | None
 
 
 class ItemStore:
     """The SQLite file. One writer at a time (the caller sees to it inside a process, SQLite between processes)."""
 
-    def __init__(self, path: Path, meta: IndexMeta, writer: sqlite3.Connection, reader: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, meta: IndexMeta, writer: sqlite3.Connection, mode: str) -> None:
         self.path = path
         self.meta = meta
+        self.immutable = mode == "immutable"
+        self._mode = mode
         self._writer = writer
-        self._reader = reader
-        self._reading = threading.Lock()
+        self._watch = connect(path, mode=mode)
+        self._watching = threading.Lock()
+        self._version = -1
+        self._signature = self._files() if self.immutable else None
+        # Connections that nobody reads with now. Each borrower has one alone, so readers do not wait for each other.
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
 
     @staticmethod
     def create(path: Path, meta: IndexMeta) -> None:
         """Makes the file, with no items in it."""
-        with _errors_of(path):
-            connection = _connect(path)
-            try:
-                connection.executescript(f"BEGIN; {_SCHEMA}")
-                values = {"format": FORMAT, "version": INDEX_VERSION, "sequence": 0, **vars(meta)}
-                connection.executemany(
-                    "INSERT INTO meta VALUES (?, ?)", [(key, str(value)) for key, value in values.items()]
-                )
-                connection.execute("COMMIT")
-            finally:
-                connection.close()
+        schema.create(path, meta)
 
     @classmethod
     def open(cls, path: Path) -> ItemStore:
-        """Opens the file after checking its structure.
+        """Opens the file after checking its structure; one of an older format is brought to the present one.
 
         Raises:
             IndexFolderError: there is no such file, or it cannot be read.
             IndexVersionError: written in a newer format.
             IndexCorruptError: damaged, or no index.
         """
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:
+            raise IndexFolderError(f"{path}: cannot be read ({error})") from error
+        if not there:
             raise IndexFolderError(
                 f"{path.parent}: is no index, for it holds no {path.name}; make one with: "
                 f"dckt index BUNDLE {path.parent} --images FOLDER --texts FILE"
             )
-        with _errors_of(path):
-            writer = _connect(path)
+        with errors_of(path):
+            mode, writer = _connect(path)
             try:
-                meta = _read_meta(path, writer)
-                if path.stat().st_size <= _INTEGRITY_CHECK_BYTES:
+                size = path.stat().st_size
+                _, meta = schema.read_meta(path, writer)
+                if size <= _INTEGRITY_CHECK_BYTES:
                     verdict = writer.execute("PRAGMA integrity_check(1)").fetchone()[0]
                     if verdict != "ok":
                         raise sqlite3.DatabaseError(verdict)
-                reader = _connect(path)
+                _upgrade(path, writer, mode)
+                store = cls(path, meta, writer, mode)
             except BaseException:
                 writer.close()
                 raise
-        return cls(path, meta, writer, reader)
+        try:
+            if size <= CHECKED_BYTES:
+                store.verify()
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def close(self) -> None:
         """Closes the file. SQLite folds its log into it."""
-        with self._reading:
-            self._reader.close()
+        self._closed = True
+        with self._watching:
+            self._watch.close()
+        while self._idle:
+            self._idle.pop().close()
         self._writer.close()
+
+    # --- watching ---
+
+    def changed(self) -> bool:
+        """Whether anything was committed since the last call, by anyone. Costs some microseconds."""
+        if self._signature is not None:
+            if self._files() != self._signature:
+                raise IndexFolderError(
+                    f"{self.path}: was opened where it cannot be written, and was changed since; open it again"
+                )
+            return False
+        with self._watching:
+            try:
+                version = self._watch.execute("PRAGMA data_version").fetchone()[0]
+            except sqlite3.Error:
+                with errors_of(self.path):
+                    raise
+            seen, self._version = self._version, version
+            return bool(version != seen)
+
+    def head(self) -> Head:
+        """The last commit."""
+        with self._reading() as connection:
+            return self._head(connection)
 
     # --- reading ---
 
-    def sequence(self) -> int:
-        """The number of commits that changed the items so far."""
-        with _errors_of(self.path), self._reading:
-            return _sequence(self._reader)
-
-    def load(self) -> tuple[int, dict[str, Contents]]:
-        """Reads and checks everything but the metadata's meaning.
-
-        Returns:
-            The sequence number and what each medium holds, both of the same moment.
+    def load(self, medium: str) -> tuple[Head, Contents]:
+        """Reads and checks all vectors and items of a medium, of one moment.
 
         Raises:
             IndexCorruptError: a row is damaged.
         """
-        with _errors_of(self.path), self._reading:
-            self._reader.execute("BEGIN")
-            try:
-                names = self._reader.execute("SELECT DISTINCT medium FROM vectors ORDER BY medium").fetchall()
-                media = {medium: self._load_medium(medium) for (medium,) in names}
-                stored = self._reader.execute("SELECT count(*) FROM items").fetchone()[0]
-                loaded = sum(len(ids) for contents in media.values() for ids in contents.postings)
-                if stored != loaded:
-                    raise self._corrupt(f"{stored - loaded} items have no vector")
-                return _sequence(self._reader), media
-            finally:
-                self._reader.execute("ROLLBACK")
+        with self._snapshot() as connection:
+            count = dict(self._media(connection)).get(medium, 0)
+            return self._head(connection), self._load_medium(connection, medium, count)
 
-    def metadata(self, medium: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Metadata by id, of those of the ids that there are."""
-        found = {}
-        with _errors_of(self.path), self._reading:
-            for part in _parts(ids):
-                rows = self._reader.execute(
-                    f"SELECT id, metadata FROM items WHERE medium = ? AND id IN ({_marks(part)})",  # noqa: S608
-                    (medium, *part),
-                )
-                for item, metadata in rows:
-                    try:
-                        found[item] = json.loads(metadata)
-                    except ValueError as error:
-                        raise self._corrupt(f"the metadata of the {medium} item {item!r} was altered") from error
-        return found
+    def holds(self, head: Head) -> bool:
+        """Whether the log knows a commit."""
+        with self._reading() as connection:
+            row = connection.execute("SELECT token FROM commits WHERE sequence = ?", (head.sequence,)).fetchone()
+            return row is not None and row[0] == head.token
+
+    def replay(self, medium: str, since: Head, known: int) -> tuple[Head, Change] | None:
+        """What changed in a medium since a commit.
+
+        Args:
+            medium: whose items.
+            since: the commit that the caller has.
+            known: the highest label that the caller has.
+
+        Returns:
+            The last commit and the change; None when the log does not reach back that far, or tells another history.
+        """
+        with self._snapshot() as connection:
+            row = connection.execute("SELECT token FROM commits WHERE sequence = ?", (since.sequence,)).fetchone()
+            if row is None or row[0] != since.token:
+                return None
+            items = dict(self._media(connection)).get(medium, 0)
+            change = Change(items=items)
+            for sequence, item, label, checksum in connection.execute(
+                "SELECT sequence, id, label, checksum FROM removals WHERE medium = ? AND sequence > ?",
+                (medium, since.sequence),
+            ):
+                if checksum != removal_checksum(medium, sequence, item, label):
+                    raise self._corrupt(f"what the log says of the {medium} item {item!r} was altered")
+                change.removed.append((label, item))
+            for row in connection.execute(
+                f"SELECT {_ITEM} FROM items WHERE medium = ? AND sequence > ?", (medium, since.sequence)
+            ):
+                self._check_item(row, medium)
+                change.added.append((row[2], row[1], row[3]))
+            fresh = sorted({label for label, _, _ in change.added if label > known})
+            for part in _parts(fresh):
+                for label, vector in self._vectors(connection, medium, part):
+                    change.vectors[label] = vector
+            if len(change.vectors) != len(fresh):
+                raise self._corrupt(f"{len(fresh) - len(change.vectors)} vectors of {medium} items are missing")
+            return self._head(connection), change
+
+    def media(self) -> dict[str, int]:
+        """How many items of each medium."""
+        with self._reading() as connection:
+            return dict(self._media(connection))
+
+    def metadata(self, medium: str, item: str) -> dict[str, Any] | None:
+        """Of one item, or None."""
+        with self._reading() as connection:
+            row = connection.execute(
+                f"SELECT {_ITEM} FROM items WHERE medium = ? AND id = ?", (medium, item)
+            ).fetchone()
+            if row is None:
+                return None
+            self._check_item(row, medium)
+        return self.parsed(row[3], medium, item)
+
+    def parsed(self, metadata: str, medium: str, item: str) -> dict[str, Any]:
+        """Metadata from JSON.
+
+        Raises:
+            IndexCorruptError: it is none.
+        """
+        try:
+            value: dict[str, Any] = json.loads(metadata)
+        except ValueError as error:
+            raise self._corrupt(f"the metadata of the {medium} item {item!r} was altered") from error
+        return value
 
     def vector(self, medium: str, item: str) -> Float32Array | None:
         """The vector of one item (D,), or None."""
-        with _errors_of(self.path), self._reading:
-            row = self._reader.execute(
-                "SELECT vector FROM vectors JOIN items USING (label) WHERE items.medium = ? AND id = ?", (medium, item)
-            ).fetchone()
-        return None if row is None else np.frombuffer(row[0], dtype=np.float32)
+        with self._snapshot() as connection:
+            row = connection.execute("SELECT label FROM items WHERE medium = ? AND id = ?", (medium, item)).fetchone()
+            if row is None:
+                return None
+            found = list(self._vectors(connection, medium, [row[0]]))
+            if not found:
+                raise self._corrupt(f"the vector of the {medium} item {item!r} is missing")
+            return found[0][1]
+
+    def seconds(self, medium: str, ids: Iterable[str]) -> dict[str, Float32Array]:
+        """The second vector (D2,) by id, of those of the ids that there are."""
+        found = {}
+        with self._reading() as connection:
+            for part in _parts(ids):
+                for item, vector, checksum in connection.execute(
+                    f"SELECT id, vector, checksum FROM seconds WHERE medium = ? AND id IN ({_marks(part)})",
+                    (medium, *part),
+                ):
+                    self._check_second(medium, item, vector, checksum)
+                    found[item] = np.frombuffer(vector, dtype=np.float32)
+        return found
+
+    def contents(self, medium: str, ids: Iterable[str]) -> dict[str, str]:
+        """What was stored as content by id, of those of the ids that there are and have one."""
+        found = {}
+        with self._reading() as connection:
+            for part in _parts(ids):
+                for row in connection.execute(
+                    f"SELECT {_ITEM} FROM items WHERE medium = ? AND id IN ({_marks(part)}) AND content IS NOT NULL",
+                    (medium, *part),
+                ):
+                    self._check_item(row, medium)
+                    found[row[1]] = row[6]
+        return found
 
     def existing(self, medium: str, ids: Iterable[str]) -> set[str]:
         """Those of the ids that there are."""
-        with _errors_of(self.path), self._reading:
-            return {item for part in _parts(ids) for item in _labels_of(self._reader, medium, part)}
+        with self._reading() as connection:
+            return {item for part in _parts(ids) for item in _labels_of(connection, medium, part)}
 
     def ids(self, medium: str) -> list[str]:
         """Every id of a medium, ascending."""
-        with _errors_of(self.path), self._reading:
-            rows = self._reader.execute("SELECT id FROM items WHERE medium = ? ORDER BY id", (medium,))
+        with self._reading() as connection:
+            rows = connection.execute("SELECT id FROM items WHERE medium = ? ORDER BY id", (medium,))
             return [row[0] for row in rows]
+
+    def items(self, medium: str | None, where: Filter | None) -> Iterator[Item]:
+        """Items by medium and id, ascending; read in pages, so no page knows of changes behind it."""
+        sql, parameters = _condition(medium, where)
+        last = ("", "")
+        while True:
+            with self._reading() as connection:
+                rows = connection.execute(
+                    f"SELECT {_ITEM} FROM items WHERE (medium, id) > (?, ?) AND {sql} "
+                    f"ORDER BY medium, id LIMIT {_PAGE}",
+                    (*last, *parameters),
+                ).fetchall()
+            for row in rows:
+                self._check_item(row, row[0])
+                yield Item(row[1], row[0], self.parsed(row[3], row[0], row[1]))
+            if len(rows) < _PAGE:
+                return
+            last = rows[-1][:2]
+
+    def count(self, medium: str | None, where: Filter | None) -> int:
+        """How many items pass."""
+        sql, parameters = _condition(medium, where)
+        with self._reading() as connection:
+            return int(connection.execute(f"SELECT count(*) FROM items WHERE {sql}", parameters).fetchone()[0])
+
+    def allowed(self, medium: str, where: Filter) -> tuple[Head, list[tuple[int, str]]]:
+        """(label, id) of every item of a medium that passes, and the commit as of which."""
+        sql, parameters = _condition(medium, where)
+        with self._snapshot() as connection:
+            rows = connection.execute(f"SELECT label, id FROM items WHERE {sql}", parameters).fetchall()
+            return self._head(connection), rows
+
+    def tuned(self) -> dict[str, Tuned]:
+        """By medium, what was asked of graphs."""
+        with self._reading() as connection:
+            return {row[0]: Tuned(*row[1:]) for row in connection.execute("SELECT * FROM tuning")}
+
+    def verify(self) -> None:
+        """Reads and checks every row.
+
+        Raises:
+            IndexCorruptError: one is damaged.
+        """
+        with self._snapshot() as connection:
+            self._verify(connection)
+
+    def check_structure(self) -> None:
+        """SQLite's own check.
+
+        Raises:
+            IndexCorruptError: the file's structure is damaged.
+        """
+        with self._reading() as connection:
+            verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if verdict != "ok":
+                raise self._corrupt(verdict)
 
     # --- writing ---
 
     @contextmanager
-    def transaction(self) -> Iterator[int]:
-        """All of what is written inside, or, unless :meth:`commit` was called, nothing. Gives the sequence number."""
-        with _errors_of(self.path):
+    def transaction(self) -> Iterator[Head]:
+        """All of what is written inside, or, unless :meth:`commit` was called, nothing. Gives the last commit."""
+        with errors_of(self.path):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
-                yield _sequence(self._writer)
+                yield self._head(self._writer)
             finally:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
@@ -266,8 +386,16 @@ class ItemStore:
         self._writer.execute("COMMIT")
 
     def add(
-        self, medium: str, ids: Sequence[str], vectors: Float32Array, metadata: Sequence[str], *, upsert: bool
-    ) -> Change:
+        self,
+        medium: str,
+        ids: Sequence[str],
+        vectors: Float32Array,
+        metadata: Sequence[str],
+        *,
+        seconds: Float32Array | None = None,
+        contents: Sequence[str | None] | None = None,
+        upsert: bool,
+    ) -> tuple[Head, Change]:
         """Stores items, inside a transaction.
 
         Args:
@@ -275,156 +403,321 @@ class ItemStore:
             ids: N different ones.
             vectors: (N, D) of length 1.
             metadata: N JSON texts.
+            seconds: (N, D2), where the index keeps second vectors.
+            contents: N texts to keep, or None.
             upsert: replace those that are there already.
 
         Raises:
             ItemError: ids are there already; all of them are named.
         """
-        change = self._next_change()
         before = {item: label for part in _parts(ids) for item, label in _labels_of(self._writer, medium, part).items()}
         if before and not upsert:
             raise ItemError(
                 f"{len(before)} of {len(ids)} {medium} ids are in the index already: {shown(sorted(before))}; "
                 "choose others, leave them out, or replace them with upsert"
             )
+        head, change = self._next(medium, len(ids) - len(before))
         labels = self._label_vectors(change, medium, vectors)
         self._writer.executemany(
-            "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
-                (medium, *row, _checksum(medium, *row))
-                for row in zip(ids, labels, metadata, [change.sequence] * len(ids), strict=True)
+                (
+                    medium, item, label, text, head.sequence,
+                    item_checksum(medium, item, label, text, head.sequence, content), content,
+                )
+                for item, label, text, content in zip(ids, labels, metadata, contents or [None] * len(ids), strict=True)
             ],
-        )
-        change.removed = [(label, item) for item, label in before.items()]
-        change.added = list(zip(labels, ids, strict=True))
-        self._drop_unused(before.values())
-        return change
+        )  # fmt: skip
+        if seconds is not None:
+            blobs = [row.tobytes() for row in seconds]
+            self._writer.executemany(
+                "INSERT OR REPLACE INTO seconds VALUES (?, ?, ?, ?)",
+                [
+                    (medium, item, blob, second_checksum(medium, item, blob))
+                    for item, blob in zip(ids, blobs, strict=True)
+                ],
+            )
+        change.added = list(zip(labels, ids, metadata, strict=True))
+        self._remove(change, medium, head, before)
+        return head, change
 
-    def delete(self, medium: str, ids: Sequence[str]) -> Change:
+    def delete(self, medium: str, ids: Sequence[str]) -> tuple[Head, Change]:
         """Deletes those of the ids that there are, inside a transaction."""
-        change = self._next_change()
         before = {item: label for part in _parts(ids) for item, label in _labels_of(self._writer, medium, part).items()}
-        self._writer.executemany("DELETE FROM items WHERE medium = ? AND id = ?", [(medium, item) for item in before])
-        change.removed = [(label, item) for item, label in before.items()]
-        self._drop_unused(before.values())
-        return change
+        head, change = self._next(medium, -len(before))
+        gone = [(medium, item) for item in before]
+        self._writer.executemany("DELETE FROM items WHERE medium = ? AND id = ?", gone)
+        if self.meta.second:
+            self._writer.executemany("DELETE FROM seconds WHERE medium = ? AND id = ?", gone)
+        self._remove(change, medium, head, before)
+        return head, change
 
-    def _next_change(self) -> Change:
-        sequence = _sequence(self._writer) + 1
-        self._writer.execute("UPDATE meta SET value = ? WHERE key = 'sequence'", (str(sequence),))
-        return Change(sequence=sequence)
+    def remember(self, medium: str, tuned: Tuned) -> None:
+        """Stores what was asked of a graph, and measured."""
+        with self.transaction():
+            self._writer.execute(
+                "INSERT OR REPLACE INTO tuning VALUES (?, ?, ?, ?, ?)",
+                (medium, tuned.target, tuned.graph, tuned.effort, tuned.recall),
+            )
+            self.commit()
+
+    def trim(self, sequence: int) -> None:
+        """Forgets the log before a commit. A reader that is further behind reads everything again."""
+        with self.transaction():
+            self._writer.execute("DELETE FROM commits WHERE sequence < ?", (sequence,))
+            self._writer.execute("DELETE FROM removals WHERE sequence <= ?", (sequence,))
+            self._writer.execute("DELETE FROM media WHERE items = 0")
+            self.commit()
+
+    def vacuum(self) -> None:
+        """Gives unused space back to the disk. Readers go on."""
+        with errors_of(self.path):
+            self._writer.execute("VACUUM")
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    # --- inside a transaction ---
+
+    def _next(self, medium: str, more: int) -> tuple[Head, Change]:
+        head = Head(self._head(self._writer).sequence + 1, schema.new_token())
+        self._writer.execute("INSERT INTO commits VALUES (?, ?)", (head.sequence, head.token))
+        items = dict(self._media(self._writer)).get(medium, 0) + more
+        self._writer.execute("INSERT OR REPLACE INTO media VALUES (?, ?)", (medium, items))
+        return head, Change(items=items)
 
     def _label_vectors(self, change: Change, medium: str, vectors: Float32Array) -> list[int]:
         """The label of every row; vectors that are new are stored and put into the change."""
-        digests = [_digest(row.tobytes()) for row in vectors]
+        blobs = [row.tobytes() for row in vectors]
+        digests = [digest(blob) for blob in blobs]
         rows = dict(zip(digests, range(len(digests)), strict=True))
         labels = self._labels_by_digest(medium, rows)
-        fresh = {digest: row for digest, row in rows.items() if digest not in labels}
+        fresh = {key: row for key, row in rows.items() if key not in labels}
         self._writer.executemany(
             "INSERT INTO vectors (medium, digest, vector) VALUES (?, ?, ?)",
-            [(medium, digest, vectors[row].tobytes()) for digest, row in fresh.items()],
+            [(medium, key, blobs[row]) for key, row in fresh.items()],
         )
         added = self._labels_by_digest(medium, fresh)
-        for digest, label in sorted(added.items(), key=lambda pair: pair[1]):
-            change.vectors[label] = vectors[fresh[digest]]
+        for key, label in sorted(added.items(), key=lambda pair: pair[1]):
+            change.vectors[label] = vectors[fresh[key]]
         labels.update(added)
-        return [labels[digest] for digest in digests]
+        return [labels[key] for key in digests]
 
     def _labels_by_digest(self, medium: str, digests: Iterable[bytes]) -> dict[bytes, int]:
         labels: dict[bytes, int] = {}
         for part in _parts(digests):
             labels.update(
                 self._writer.execute(
-                    f"SELECT digest, label FROM vectors WHERE medium = ? AND digest IN ({_marks(part)})",  # noqa: S608
+                    f"SELECT digest, label FROM vectors WHERE medium = ? AND digest IN ({_marks(part)})",
                     (medium, *part),
                 )
             )
         return labels
 
-    def _drop_unused(self, labels: Iterable[int]) -> None:
+    def _remove(self, change: Change, medium: str, head: Head, before: Mapping[str, int]) -> None:
+        """Logs which items left which vectors, and drops the vectors that none uses any more."""
+        change.removed = [(label, item) for item, label in before.items()]
+        self._writer.executemany(
+            "INSERT INTO removals VALUES (?, ?, ?, ?, ?)",
+            [
+                (medium, head.sequence, item, label, removal_checksum(medium, head.sequence, item, label))
+                for item, label in before.items()
+            ],
+        )
         self._writer.executemany(
             "DELETE FROM vectors WHERE label = :label AND NOT EXISTS (SELECT 1 FROM items WHERE label = :label)",
-            [{"label": label} for label in set(labels)],
+            [{"label": label} for label in set(before.values())],
         )
 
-    def _load_medium(self, medium: str) -> Contents:
-        rows = self._reader.execute(
-            "SELECT label, digest, vector FROM vectors WHERE medium = ? ORDER BY label", (medium,)
-        ).fetchall()
-        width = 4 * self.meta.dimension
-        for label, digest, vector in rows:
-            if not isinstance(vector, bytes) or len(vector) != width or _digest(vector) != digest:
-                raise self._corrupt(f"the vector with label {label} was altered")
-        places = {row[0]: place for place, row in enumerate(rows)}
-        postings: list[list[str]] = [[] for _ in rows]
-        before = ""
-        for stored, item, label, metadata, sequence, checksum in self._reader.execute(
-            "SELECT medium, id, label, metadata, sequence, checksum FROM items WHERE medium = ? ORDER BY id", (medium,)
+    # --- connections ---
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with errors_of(self.path):
+            if self._closed:
+                raise sqlite3.ProgrammingError("closed")
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = connect(self.path, mode=self._mode)
+            try:
+                yield connection
+            finally:
+                if self._closed:
+                    connection.close()
+                else:
+                    self._idle.append(connection)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A connection that sees one moment only."""
+        with self._reading() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+
+    def _files(self) -> tuple[int, ...]:
+        about = self.path.stat()
+        try:
+            log = self.path.with_name(f"{self.path.name}-wal").stat().st_size
+        except FileNotFoundError:
+            log = 0
+        return about.st_mtime_ns, about.st_size, about.st_ino, log
+
+    # --- rows ---
+
+    def _head(self, connection: sqlite3.Connection) -> Head:
+        row = connection.execute("SELECT sequence, token FROM commits ORDER BY sequence DESC LIMIT 1").fetchone()
+        if row is None or not isinstance(row[0], int) or not isinstance(row[1], str):
+            raise self._corrupt("its log holds no commit")
+        return Head(*row)
+
+    def _media(self, connection: sqlite3.Connection) -> list[tuple[str, int]]:
+        return connection.execute("SELECT medium, items FROM media ORDER BY medium").fetchall()
+
+    def _vectors(
+        self, connection: sqlite3.Connection, medium: str, labels: Sequence[int]
+    ) -> Iterator[tuple[int, Float32Array]]:
+        for label, key, vector in connection.execute(
+            f"SELECT label, digest, vector FROM vectors WHERE medium = ? AND label IN ({_marks(labels)}) "
+            "ORDER BY label",
+            (medium, *labels),
         ):
+            self._check_vector(label, key, vector)
+            yield label, np.frombuffer(vector, dtype=np.float32)
+
+    def _load_medium(self, connection: sqlite3.Connection, medium: str, count: int) -> Contents:
+        labels: list[int] = []
+        blobs: list[bytes] = []
+        for label, key, vector in connection.execute(
+            "SELECT label, digest, vector FROM vectors WHERE medium = ? ORDER BY label", (medium,)
+        ):
+            self._check_vector(label, key, vector)
+            labels.append(label)
+            blobs.append(vector)
+        places = dict(zip(labels, range(len(labels)), strict=True))
+        postings: list[list[Entry]] = [[] for _ in labels]
+        before = ""
+        loaded = 0
+        for row in connection.execute(f"SELECT {_ITEM} FROM items WHERE medium = ? ORDER BY id", (medium,)):
+            self._check_item(row, medium)
+            item, label = row[1:3]
             # In a damaged tree a scan can meet rows out of order, which a look-up by id would then miss.
-            sound = stored == medium and label in places and isinstance(item, str) and item > before
-            if not sound or checksum != _checksum(medium, item, label, metadata, sequence):
+            if label not in places or item <= before:
                 raise self._corrupt(f"the {medium} item {item!r} was altered")
-            postings[places[label]].append(item)
+            postings[places[label]].append((item, row[3].encode()))
             before = item
-        matrix = np.frombuffer(b"".join(row[2] for row in rows), dtype=np.float32)
+            loaded += 1
+        if loaded != count:
+            raise self._corrupt(f"it holds {loaded} {medium} items and says {count}")
+        matrix = np.frombuffer(b"".join(blobs), dtype=np.float32)
         return Contents(
-            labels=np.array(list(places), dtype=np.int64),
-            matrix=matrix.reshape(len(rows), self.meta.dimension),
+            labels=np.array(labels, dtype=np.int64),
+            matrix=matrix.reshape(len(labels), self.meta.dimension),
             postings=postings,
         )
 
+    def _verify(self, connection: sqlite3.Connection) -> None:
+        self._head(connection)
+        for label, key, vector in connection.execute("SELECT label, digest, vector FROM vectors"):
+            self._check_vector(label, key, vector)
+        before = ("", "")
+        for row in connection.execute(f"SELECT {_ITEM} FROM items ORDER BY medium, id"):
+            self._check_item(row, row[0])
+            if row[:2] <= before:
+                raise self._corrupt(f"the {row[0]} item {row[1]!r} was altered")
+            before = row[:2]
+        counted = connection.execute("SELECT medium, count(*) FROM items GROUP BY medium ORDER BY medium").fetchall()
+        if counted != [row for row in self._media(connection) if row[1]]:
+            raise self._corrupt(f"it holds {counted} items and says {self._media(connection)}")
+        for item, medium in connection.execute(
+            "SELECT id, medium FROM items WHERE NOT EXISTS "
+            "(SELECT 1 FROM vectors WHERE vectors.label = items.label AND vectors.medium = items.medium)"
+        ):
+            raise self._corrupt(f"the {medium} item {item!r} has no vector")
+        for medium, sequence, item, label, checksum in connection.execute("SELECT * FROM removals"):
+            if checksum != removal_checksum(medium, sequence, item, label):
+                raise self._corrupt(f"what the log says of the {medium} item {item!r} was altered")
+        if self.meta.second is None:
+            return
+        number = 0
+        for medium, item, vector, checksum in connection.execute("SELECT medium, id, vector, checksum FROM seconds"):
+            self._check_second(medium, item, vector, checksum)
+            number += 1
+        if number != sum(count for _, count in counted):
+            raise self._corrupt(f"{number} items have a second vector, of {sum(count for _, count in counted)}")
+
+    def _check_vector(self, label: int, key: bytes, vector: object) -> None:
+        if not isinstance(vector, bytes) or len(vector) != 4 * self.meta.dimension or digest(vector) != key:
+            raise self._corrupt(f"the vector with label {label} was altered")
+
+    def _check_item(self, row: tuple[Any, ...], medium: str) -> None:
+        if (
+            row[0] != medium
+            or not isinstance(row[1], str)
+            or row[5] != item_checksum(row[0], row[1], row[2], row[3], row[4], row[6])
+        ):
+            raise self._corrupt(f"the {medium} item {row[1]!r} was altered")
+
+    def _check_second(self, medium: str, item: str, vector: object, checksum: int) -> None:
+        width = 4 * (self.meta.second_dimension or 0)
+        sound = isinstance(vector, bytes) and len(vector) == width and isinstance(item, str)
+        if not isinstance(vector, bytes) or not sound or checksum != second_checksum(medium, item, vector):
+            raise self._corrupt(f"the second vector of the {medium} item {item!r} was altered")
+
     def _corrupt(self, what: str) -> IndexCorruptError:
-        return _corrupt(self.path, what)
+        return corrupt(self.path, what)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    # Connections are handed between threads; ItemStore and its caller see to it that only one uses each at a time.
-    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+_ITEM = "medium, id, label, metadata, sequence, checksum, content"
+
+
+def _connect(path: Path) -> tuple[str, sqlite3.Connection]:
+    """A connection, and how it had to be made: a folder that cannot be written is read as it is."""
     try:
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _read_meta(path: Path, connection: sqlite3.Connection) -> IndexMeta:
-    values: dict[str, str] = dict(connection.execute("SELECT key, value FROM meta"))
-    if values.get("format") != FORMAT:
-        raise _corrupt(path, f"its format is {values.get('format')!r}, expected {FORMAT!r}")
-    try:
-        version = int(values["version"])
-        if version > INDEX_VERSION:
-            raise IndexVersionError(
-                f"{path.parent}: was written in index format {version}, this dckt reads up to {INDEX_VERSION}; "
-                "update dckt"
-            )
-        meta = IndexMeta(
-            **{key: values[key] for key in ("index_id", "model_id", "representation", "kind", "created")},
-            dimension=int(values["dimension"]),
-        )
-        int(values["sequence"])
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, IndexVersionError):
+        connection = connect(path)
+        # Only a read shows whether the log beside the file can be used.
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        if schema.error_code(error) not in schema.UNWRITABLE:
             raise
-        raise _corrupt(path, f"its description is not whole ({error!r})") from error
-    if version != INDEX_VERSION or meta.kind not in KINDS or meta.dimension < 1:
-        raise _corrupt(path, "its description holds values that no index has")
-    return meta
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            # What the log holds would be missed, so this is no way to read.
+            raise
+    else:
+        return "rw", connection
+    return "immutable", connect(path, mode="immutable")
 
 
-def _sequence(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("SELECT value FROM meta WHERE key = 'sequence'").fetchone()[0])
+def _upgrade(path: Path, connection: sqlite3.Connection, mode: str) -> None:
+    if schema.read_meta(path, connection)[0] == schema.INDEX_VERSION:
+        return
+    if mode == "immutable":
+        raise IndexFolderError(
+            f"{path.parent}: is of an older format and cannot be written; copy it to where it can, and open it there"
+        )
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Another process may have done it meanwhile.
+        if schema.read_meta(path, connection)[0] != schema.INDEX_VERSION:
+            schema.upgrade(path, connection)
+            connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _condition(medium: str | None, where: Filter | None) -> tuple[str, tuple[Any, ...]]:
+    sql, parameters = (where.sql, where.parameters) if where else ("1", ())
+    return (sql, parameters) if medium is None else (f"medium = ? AND {sql}", (medium, *parameters))
 
 
 def _labels_of(connection: sqlite3.Connection, medium: str, ids: Sequence[str]) -> dict[str, int]:
     return dict(
         connection.execute(
-            f"SELECT id, label FROM items WHERE medium = ? AND id IN ({_marks(ids)})",  # noqa: S608
+            f"SELECT id, label FROM items WHERE medium = ? AND id IN ({_marks(ids)})",
             (medium, *ids),
         )
     )
@@ -439,45 +732,3 @@ def _parts(values: Iterable[T]) -> Iterator[list[T]]:
 
 def _marks(values: Sequence[object]) -> str:
     return ",".join("?" * len(values))
-
-
-def _digest(vector: bytes) -> bytes:
-    return hashlib.sha256(vector).digest()
-
-
-def _checksum(medium: str, item: str, label: int, metadata: str, sequence: int) -> int:
-    return zlib.crc32(f"{medium}\0{item}\0{label}\0{metadata}\0{sequence}".encode())
-
-
-def _corrupt(path: Path, what: object) -> IndexCorruptError:
-    return IndexCorruptError(
-        f"{path}: the index is damaged ({what}); restore it from a copy, or make it anew with: "
-        f"dckt index BUNDLE {path.parent} --force ..."
-    )
-
-
-_DISK = {
-    sqlite3.SQLITE_BUSY: "another process is writing to it; try again when that is done",
-    sqlite3.SQLITE_LOCKED: "another process is writing to it; try again when that is done",
-    sqlite3.SQLITE_FULL: "the disk is full; nothing of this call was stored",
-    sqlite3.SQLITE_READONLY: "the folder or the file may not be written; an index needs that even for a search",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; may its folder be written?",
-    sqlite3.SQLITE_IOERR: "the disk reports an error; nothing of this call was stored",
-    sqlite3.SQLITE_PERM: "it may not be opened",
-}
-
-
-@contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
-    """Turns SQLite's errors into ours."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in _DISK:
-            raise IndexFolderError(f"{path}: {_DISK[code]} ({error})") from error
-        if isinstance(error, sqlite3.ProgrammingError):
-            raise IndexFolderError(f"{path.parent}: the index was closed; open it again") from error
-        raise _corrupt(path, error) from error
-    except UnicodeDecodeError as error:
-        raise _corrupt(path, error) from error

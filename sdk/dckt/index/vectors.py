@@ -17,6 +17,7 @@ from dckt.errors import ItemError
 Float32Array: TypeAlias = NDArray[np.float32]
 
 _CHUNK = 8192
+_ZERO = np.float32(0)
 
 
 def float32_error(dimension: int) -> float:
@@ -86,3 +87,35 @@ def normalised(vectors: ArrayLike, *, dimension: int, names: Sequence[str]) -> F
         shown = "; ".join(f"{names[row]} (row {row}): {reason}" for row, reason in list(faults.items())[:10])
         raise ItemError(f"{len(faults)} of {len(rows)} vectors cannot be used: {shown}")
     return rows
+
+
+def unit_queries(queries: ArrayLike, *, dimension: int) -> Float32Array:
+    """Queries scaled to length 1, (Q, D) float32, C-contiguous: as :func:`normalised`, and faster for a few rows.
+
+    Args:
+        queries: (Q, D) of any floating dtype.
+        dimension: the width D that is expected.
+
+    Raises:
+        ItemError: see :func:`normalised`; a row is named by its place.
+    """
+    array = np.asarray(queries)
+    if array.ndim == 2 and array.shape[1] == dimension and array.dtype.kind == "f":
+        wide = array.astype(np.float64)
+        if array.dtype == np.float64:  # the only ones whose squares leave float64
+            with np.errstate(over="ignore"):
+                squares = np.vecdot(wide, wide)
+        else:
+            squares = np.vecdot(wide, wide)
+        if len(array) == 1 and 1e-200 < (square := float(squares[0])) < 1e200:
+            wide /= square**0.5
+            row = wide.astype(np.float32)
+            row += _ZERO
+            return row
+        # NaN compares as false. Squares of numbers far outside of this leave float64.
+        if len(array) == 0 or (squares.min() > 1e-200 and squares.max() < 1e200):
+            wide /= np.sqrt(squares)[:, None]
+            rows = wide.astype(np.float32)
+            rows += _ZERO  # -0.0 becomes 0.0
+            return rows
+    return normalised(array, dimension=dimension, names=[f"query {place}" for place in range(len(array))])

@@ -6,7 +6,15 @@ travels in the bundle, so serving cannot disagree with training.
 
 from __future__ import annotations
 
-from dckt.preprocessing.image import ImageSource, ImageSpec, decode_image, image_array, image_batch
+from dckt.preprocessing.image import (
+    ImageLimits,
+    ImageSource,
+    ImageSpec,
+    decode_image,
+    image_array,
+    image_batch,
+    image_digest,
+)
 from dckt.preprocessing.text import (
     TextSpec,
     Vocabulary,
@@ -18,6 +26,7 @@ from dckt.preprocessing.text import (
 )
 
 __all__ = [
+    "ImageLimits",
     "ImageSource",
     "ImageSpec",
     "TextSpec",
@@ -25,6 +34,7 @@ __all__ = [
     "decode_image",
     "image_array",
     "image_batch",
+    "image_digest",
     "normalise",
     "register_tokenizer",
     "token_batch",

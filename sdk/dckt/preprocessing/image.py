@@ -7,9 +7,12 @@ get them wrong.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
+import stat
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Above this Pillow itself warns, and above twice this it refuses.
 MOST_PIXELS = 89_478_485
+# Our own limit stands in place of that warning. Behind all other filters, so that an application's own have their say.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 # What turns a picture of each EXIF orientation upright; 1 is upright already.
 _TURNS: Mapping[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,7 +83,25 @@ class ImageSpec:
             raise ConfigError(f"image max_pixels is {self.max_pixels}; expected 1 to {MOST_PIXELS:,}")
 
 
-def decode_image(source: ImageSource, spec: ImageSpec | None = None) -> Image.Image:
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """What a picture may be, checked before any of it is decoded. For who serves; no part of the bundle.
+
+    Attributes:
+        max_bytes: of its file. By default as much as the largest picture of most bundles has, uncompressed.
+        max_pixels: as its header claims; a bundle's own ``max_pixels`` holds as well.
+    """
+
+    max_bytes: int = 256 * 2**20
+    max_pixels: int = 80_000_000
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_bytes", self.max_bytes), ("max_pixels", self.max_pixels)):
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"image {name} is {value!r}; expected an integer of at least 1")
+
+
+def decode_image(source: ImageSource, spec: ImageSpec | None = None, limits: ImageLimits | None = None) -> Image.Image:
     """Decodes a picture to upright 8-bit RGB.
 
     The content decides the format, not the name. EXIF rotation is applied; transparency is laid over white;
@@ -86,14 +109,16 @@ def decode_image(source: ImageSource, spec: ImageSpec | None = None) -> Image.Im
 
     Args:
         source: a path, the bytes of a file, a Pillow image, or an array (H, W, 3) or (H, W) of uint8.
-        spec: where ``max_pixels`` comes from.
+        spec: may set a lower ``max_pixels``.
+        limits: of bytes and pixels; None takes the defaults.
 
     Raises:
-        ImageError: there is no such file, it is no picture, it is cut short, or it is larger than
-            ``max_pixels``.
+        ImageError: there is no such file, it is no picture, it is cut short, or it is larger than the limits.
     """
-    limit = (spec or ImageSpec()).max_pixels
+    limits = limits or ImageLimits()
+    limit = min((spec or ImageSpec()).max_pixels, limits.max_pixels)
     name = _name(source)
+    _check_bytes(source, name, limits.max_bytes)
     try:
         if isinstance(source, np.ndarray):
             return _from_array(source, name, limit)
@@ -103,8 +128,6 @@ def decode_image(source: ImageSource, spec: ImageSpec | None = None) -> Image.Im
             return _to_rgb(image, name, limit)
     except ImageError:
         raise
-    except FileNotFoundError as error:
-        raise ImageError(f"{name}: there is no such file; check the path") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: is no picture; expected JPEG, PNG, WebP, GIF, BMP or TIFF") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -114,7 +137,7 @@ def decode_image(source: ImageSource, spec: ImageSpec | None = None) -> Image.Im
         raise ImageError(f"{name}: the picture cannot be decoded ({error}); is the file whole?") from error
 
 
-def image_array(source: ImageSource, spec: ImageSpec) -> NDArray[np.uint8]:
+def image_array(source: ImageSource, spec: ImageSpec, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     """One picture as the network sees it: (S, S, 3) uint8, RGB.
 
     The centred square is cut and resized in one antialiased bilinear step, so a 1 x 4000 strip never grows to
@@ -123,7 +146,7 @@ def image_array(source: ImageSource, spec: ImageSpec) -> NDArray[np.uint8]:
     Raises:
         ImageError: see :func:`decode_image`.
     """
-    image = decode_image(source, spec)
+    image = decode_image(source, spec, limits)
     width, height = image.size
     edge = min(width, height) * spec.crop_share
     left, top = (width - edge) / 2, (height - edge) / 2
@@ -139,6 +162,50 @@ def image_batch(sources: Iterable[ImageSource], spec: ImageSpec) -> NDArray[np.u
     """
     arrays = [image_array(source, spec) for source in sources]
     return np.stack(arrays) if arrays else np.zeros((0, spec.side, spec.side, 3), np.uint8)
+
+
+def image_digest(source: ImageSource, limits: ImageLimits | None = None) -> str:
+    """SHA-256 in hexadecimal of what a picture holds: the bytes of a file, as a path or as such; or upright pixels.
+
+    Equal digests are equal pictures. A picture as a file and as pixels has two digests.
+
+    Raises:
+        ImageError: there is no such file, it is larger than the limits, or pixels are not what :func:`decode_image`
+            takes.
+    """
+    limits = limits or ImageLimits()
+    name = _name(source)
+    _check_bytes(source, name, limits.max_bytes)
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    if isinstance(source, np.ndarray | Image.Image):
+        pixels = decode_image(source, limits=limits)
+        return hashlib.sha256(f"pixels {pixels.size}\0".encode() + pixels.tobytes()).hexdigest()
+    try:
+        with Path(source).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error})") from error
+
+
+def _check_bytes(source: ImageSource, name: str, limit: int) -> None:
+    """Refuses, before a byte is read, what is too large and what is no file: reading a pipe might never end."""
+    if isinstance(source, bytes):
+        size = len(source)
+    elif isinstance(source, str | os.PathLike):
+        try:
+            about = Path(source).stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ImageError(f"{name}: there is no such file; check the path") from error
+        except (OSError, ValueError) as error:  # ValueError: a null character in the path
+            raise ImageError(f"{name}: cannot be read ({error})") from error
+        if not stat.S_ISREG(about.st_mode):
+            raise ImageError(f"{name}: is no file; expected a picture")
+        size = about.st_size
+    else:
+        return
+    if size > limit:
+        raise ImageError(f"{name}: has {size:,} bytes; expected at most {limit:,}")
 
 
 def _name(source: ImageSource) -> str:

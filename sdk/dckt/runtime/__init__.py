@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 class Encoder(Protocol):
     """A graph that turns a batch of pixels or tokens into a batch of vectors.
 
-    ``run`` may be called from several threads at once.
+    It computes one output, or several in one pass; the first is the main one. ``run`` and ``run_all`` may be called
+    from several threads at once.
     """
 
     @property
@@ -32,7 +34,12 @@ class Encoder(Protocol):
 
     @property
     def dimension(self) -> int:
-        """Width of the vectors."""
+        """Width of the vectors of the main output."""
+        ...
+
+    @property
+    def dimensions(self) -> Mapping[str, int]:
+        """Width of each output that is computed, by its name, the main one first."""
         ...
 
     @property
@@ -46,7 +53,7 @@ class Encoder(Protocol):
         ...
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Vectors (B, dimension), float32, finite, of a batch whose first axis is B; B may be 0.
+        """Vectors (B, dimension) of the main output, float32, finite, of a batch whose first axis is B; B may be 0.
 
         The array is the caller's own: no later call writes to it.
 
@@ -54,6 +61,10 @@ class Encoder(Protocol):
             ItemError: the batch has another dtype or shape than the graph takes, or a vector is not finite.
             ProviderError: the backend failed, or the encoder is closed.
         """
+        ...
+
+    def run_all(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """As :meth:`run`, for every output of :attr:`dimensions`, from one pass through the graph."""
         ...
 
     def close(self) -> None:

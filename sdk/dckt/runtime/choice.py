@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dckt.runtime import Encoder
 from dckt.runtime.onnx import OnnxEncoder
 from dckt.runtime.openvino import OpenVinoEncoder, check_openvino
 from dckt.runtime.providers import CPU, CUDA, check_device, cuda_devices, resolve_providers
-from dckt.runtime.tensorrt.cache import ENGINES, Engine, find_engines
+from dckt.runtime.tensorrt.cache import Engine, engines_folder, find_engines
 from dckt.runtime.tensorrt.encoder import TensorRTEncoder
 from dckt.runtime.tensorrt.load import machine
 
@@ -58,6 +58,7 @@ def open_encoders(
     device: str = "auto",
     threads: int | None = None,
     output: str | None = None,
+    also: Sequence[str] = (),
 ) -> dict[str, Encoder]:
     """An encoder for each medium of a bundle, all of one variant; what they run on, they say.
 
@@ -67,6 +68,7 @@ def open_encoders(
         device: see :func:`choose`.
         threads: threads that one call may use on the CPU; None leaves it to the runtime (one a core).
         output: the representation to compute; None takes the bundle's own.
+        also: others to compute in the same pass.
 
     Raises:
         BundleCorruptError: a graph cannot be loaded, or is not what the manifest says.
@@ -74,14 +76,15 @@ def open_encoders(
     """
     engines = _engines(bundle, variant, device)
     chosen = choose(bundle.manifest, variant=variant, device=device, engines=engines)
-    encoders = _open(bundle, chosen, device, threads, output, engines)
+    outputs = (output or bundle.manifest.representation, *also)
+    encoders = _open(bundle, chosen, device, threads, outputs, engines)
     # A GPU that is there may still not attach, which only a session tells. What is best on a GPU need not be on a CPU.
     if variant == AUTO and device == "auto" and any(encoder.provider == CPU for encoder in encoders.values()):
         best = choose(bundle.manifest, device="cpu")
         if best != chosen:
             for encoder in encoders.values():
                 encoder.close()
-            encoders = _open(bundle, best, "cpu", threads, output, engines)
+            encoders = _open(bundle, best, "cpu", threads, outputs, engines)
     return encoders
 
 
@@ -90,23 +93,22 @@ def _open(
     variant: Variant,
     device: str,
     threads: int | None,
-    output: str | None,
+    outputs: Sequence[str],
     engines: Mapping[str, Engine],
 ) -> dict[str, Encoder]:
     manifest = bundle.manifest
-    output = output or manifest.representation
     encoders: dict[str, Encoder] = {}
     with ExitStack() as opened:
         for medium in manifest.graphs["fp32"]:
             graph = bundle.graph(medium, variant.graph)
-            encoder = _encoder(graph, medium, variant, device, threads, output, engines)
+            encoder = _encoder(graph, medium, variant, device, threads, outputs, engines)
             encoders[medium] = opened.enter_context(encoder)
-            expected = manifest.dimensions.get(output)
-            if encoder.dimension != expected:
-                raise BundleCorruptError(
-                    f"{graph}: {output} is {encoder.dimension} wide; the manifest says {expected}; "
-                    "export the model again"
-                )
+            for output, width in encoder.dimensions.items():
+                expected = manifest.dimensions.get(output)
+                if width != expected:
+                    raise BundleCorruptError(
+                        f"{graph}: {output} is {width} wide; the manifest says {expected}; export the model again"
+                    )
         opened.pop_all()
     return encoders
 
@@ -117,16 +119,19 @@ def _encoder(
     variant: Variant,
     device: str,
     threads: int | None,
-    output: str,
+    outputs: Sequence[str],
     engines: Mapping[str, Engine],
 ) -> Encoder:
+    output, *also = outputs
     if variant.runtime == "openvino":
-        return OpenVinoEncoder.open(graph, output=output, precision=variant.precision, threads=threads)
+        return OpenVinoEncoder.open(graph, output=output, also=also, precision=variant.precision, threads=threads)
     if variant.runtime == "tensorrt":
         engine = engines[variant.graph]
         plan, sha256 = engine.path(medium), engine.plans[medium].sha256
-        return TensorRTEncoder.open(plan, output=output, sha256=sha256, precision=variant.precision)
-    return OnnxEncoder.open(graph, output=output, device=device, threads=threads, precision=variant.precision)
+        return TensorRTEncoder.open(plan, output=output, also=also, sha256=sha256, precision=variant.precision)
+    return OnnxEncoder.open(
+        graph, output=output, also=also, device=device, threads=threads, precision=variant.precision
+    )
 
 
 def _engine(precision: str) -> Variant:
@@ -144,7 +149,8 @@ def _named(manifest: Manifest, name: str, device: str, built: dict[str, Variant]
             raise ProviderError(f"{name} needs an NVIDIA GPU, and {found}; choose one of {', '.join(there)}, or auto")
         if name not in built:
             raise BundleError(
-                f"{name}: the bundle holds no engine that fits this machine; build it here, by dckt engine"
+                f"{name}: no engine fits this machine; build it here, by dckt engine, and set DCKT_ENGINES if it "
+                "is kept outside the bundle"
             )
         return built[name]
     variant = there[name]
@@ -196,7 +202,7 @@ def _gpu_serves(manifest: Manifest, built: dict[str, Variant]) -> bool:
 def _engines(bundle: Bundle, variant: str, device: str) -> dict[str, Engine]:
     """The bundle's TensorRT engines that fit this machine, by precision, in the order in which ``auto`` takes them."""
     # TensorRT may end the process where there is no GPU, so nothing of it is touched before one was seen.
-    if device == "cpu" or not (bundle.path / ENGINES).is_dir() or not cuda_devices():
+    if device == "cpu" or not engines_folder(bundle.path).is_dir() or not cuda_devices():
         return {}
     try:
         fitting = find_engines(bundle, machine()).fitting

@@ -21,7 +21,7 @@ _SILENT = 4
 
 
 class OnnxEncoder(CheckedEncoder[onnxruntime.InferenceSession]):
-    """One output of one ONNX graph; see :class:`dckt.runtime.Encoder`. Make it with :meth:`open`."""
+    """Outputs of one ONNX graph; see :class:`dckt.runtime.Encoder`. Make it with :meth:`open`."""
 
     def __init__(self, session: onnxruntime.InferenceSession, signature: Signature, *, precision: str) -> None:
         super().__init__(session, signature, variant=f"onnxruntime-{precision}", provider=session.get_providers()[0])
@@ -32,6 +32,7 @@ class OnnxEncoder(CheckedEncoder[onnxruntime.InferenceSession]):
         graph: Path,
         *,
         output: str,
+        also: Sequence[str] = (),
         device: str = "auto",
         threads: int | None = None,
         precision: str = "fp32",
@@ -40,7 +41,8 @@ class OnnxEncoder(CheckedEncoder[onnxruntime.InferenceSession]):
 
         Args:
             graph: an ONNX file; its external data, if it has any, lies beside it.
-            output: name of the output to compute, float32 (B, D).
+            output: name of the main output to compute, float32 (B, D).
+            also: names of others to compute in the same pass.
             device: ``"cpu"``; ``"cuda"``, or an error; or ``"auto"``: CUDA if it truly attaches, else the
                 CPU.
             threads: threads that one call may use on the CPU; None leaves it to ONNX Runtime (one a core).
@@ -67,12 +69,12 @@ class OnnxEncoder(CheckedEncoder[onnxruntime.InferenceSession]):
             session = _cpu_session(graph, threads)
         if device == "cuda" and session.get_providers()[0] != CUDA:
             raise ProviderError(explain_no_cuda(reason))
-        signature = Signature.of(graph, _ports(session.get_inputs()), _ports(session.get_outputs()), output)
+        signature = Signature.of(graph, _ports(session.get_inputs()), _ports(session.get_outputs()), [output, *also])
         return cls(session, signature, precision=precision)
 
-    def _compute(self, session: onnxruntime.InferenceSession, batch: NDArray[Any]) -> NDArray[np.float32]:
+    def _compute(self, session: onnxruntime.InferenceSession, batch: NDArray[Any]) -> Sequence[NDArray[np.float32]]:
         try:
-            (vectors,) = session.run([self._signature.output], {self.input_name: batch})
+            vectors = session.run(list(self.dimensions), {self.input_name: batch})
         except Exception as error:
             kind = ItemError if isinstance(error, InvalidArgument) else ProviderError
             raise kind(f"ONNX Runtime on {self.provider} refused a batch {batch.shape}: {error}") from error

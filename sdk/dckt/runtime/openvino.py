@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -26,20 +27,23 @@ _making = threading.Lock()
 
 
 class OpenVinoEncoder(CheckedEncoder["_Requests"]):
-    """One output of one ONNX graph; see :class:`dckt.runtime.Encoder`. Make it with :meth:`open`.
+    """Outputs of one ONNX graph; see :class:`dckt.runtime.Encoder`. Make it with :meth:`open`.
 
     A token id that the vocabulary does not hold is an error in ONNX Runtime; OpenVINO reads zeros there.
     """
 
     @classmethod
-    def open(cls, graph: Path, *, output: str, precision: str, threads: int | None = None) -> Self:
+    def open(
+        cls, graph: Path, *, output: str, precision: str, also: Sequence[str] = (), threads: int | None = None
+    ) -> Self:
         """Loads a graph.
 
         Args:
             graph: an ONNX file; its external data, if it has any, lies beside it.
-            output: name of the output to compute, float32 (B, D); what only other outputs need is left out.
+            output: name of the main output to compute, float32 (B, D).
             precision: what to compute in. ``"fp32"``; ``"bf16"``, from a graph in fp32; or ``"int8"``, for a graph
                 with quantised layers, whose other layers then run in bf16 where the CPU has it.
+            also: names of others to compute in the same pass. What only the rest of the outputs need is left out.
             threads: threads that one call may use; None leaves it to OpenVINO (one a core).
 
         Raises:
@@ -56,10 +60,11 @@ class OpenVinoEncoder(CheckedEncoder["_Requests"]):
         openvino = import_openvino()
         try:
             model = _read(openvino, graph)
-            signature = Signature.of(graph, _inputs(model), _outputs(model), output)
-            (wanted,) = (port.get_node() for port in model.outputs if output in port.get_names())
+            signature = Signature.of(graph, _inputs(model), _outputs(model), [output, *also])
+            ports = {name: port for port in model.outputs for name in port.get_names()}
+            wanted = [ports[name].get_node() for name in signature.dimensions]
             # A batch axis that is free costs a few percent at batch 1; a second copy of the weights costs more.
-            compiled = core.compile_model(openvino.Model([wanted], model.get_parameters()), _DEVICE, settings)
+            compiled = core.compile_model(openvino.Model(wanted, model.get_parameters()), _DEVICE, settings)
         except BundleCorruptError:
             raise
         # What OpenVINO raises here is of several types, and RuntimeError for most reasons.
@@ -70,7 +75,7 @@ class OpenVinoEncoder(CheckedEncoder["_Requests"]):
             ) from error
         return cls(_Requests(compiled), signature, variant=f"openvino-{precision}", provider=_DEVICE)
 
-    def _compute(self, session: _Requests, batch: NDArray[Any]) -> NDArray[np.float32]:
+    def _compute(self, session: _Requests, batch: NDArray[Any]) -> Sequence[NDArray[np.float32]]:
         try:
             return session.infer(batch)
         except Exception as error:
@@ -84,15 +89,15 @@ class _Requests:
         self.compiled = compiled
         self._idle: deque[Any] = deque()  # appending to it and popping from it are atomic
 
-    def infer(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+    def infer(self, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
         try:
             request = self._idle.pop()
         except IndexError:
             request = self.compiled.create_infer_request()
-        # The batch is read where it lies. The output is copied, for the next call writes to that memory.
+        # The batch is read where it lies. The outputs are copied, for the next call writes to that memory.
         outputs = request.infer({0: np.ascontiguousarray(batch)}, share_inputs=True, share_outputs=False)
         self._idle.append(request)
-        return outputs[0]  # type: ignore[no-any-return]
+        return [outputs[place] for place in range(len(outputs))]
 
 
 def check_openvino(precision: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from dckt.runtime.tensorrt.build import Profile, check_profile
 from dckt.runtime.tensorrt.load import Machine
 
 ENGINES = "engines"
+ENGINES_VARIABLE = "DCKT_ENGINES"
 ENGINE = "engine.json"
 FORMAT = "dckt-engine"
 VERSION = 1
@@ -131,8 +133,11 @@ def graph_hashes(bundle: Bundle, precision: str) -> dict[str, str]:
 
 
 def engines_folder(bundle: Path, cache: Path | None = None) -> Path:
-    """The folder that holds the engines of a bundle: its own, or the given one."""
-    return bundle / ENGINES if cache is None else cache
+    """The folder that holds the engines of a bundle: the given one, else $DCKT_ENGINES, else the bundle's own.
+
+    Engines of several bundles may share a folder: their names and files say what they were built from.
+    """
+    return cache or Path(os.environ.get(ENGINES_VARIABLE) or bundle / ENGINES)
 
 
 def find_engines(bundle: Bundle, machine: Machine, *, cache: Path | None = None) -> Found:
@@ -143,7 +148,7 @@ def find_engines(bundle: Bundle, machine: Machine, *, cache: Path | None = None)
     Args:
         bundle: the bundle.
         machine: this machine, see :func:`dckt.runtime.tensorrt.load.machine`.
-        cache: folder of engines; None is the bundle's own.
+        cache: folder of engines; None is $DCKT_ENGINES, or the bundle's own.
     """
     fitting: list[Engine] = []
     others: list[tuple[str, str]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import threading
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -23,21 +24,22 @@ if TYPE_CHECKING:
 
 
 class TensorRTEncoder(CheckedEncoder["_Engine"]):
-    """One output of one engine; see :class:`dckt.runtime.Encoder`. Make it with :meth:`open`.
+    """Outputs of one engine; see :class:`dckt.runtime.Encoder`. Make it with :meth:`open`.
 
     Batches larger than the engine's largest are split, and smaller than its smallest are padded with copies of their
     last row, whose results are dropped. A length that the engine was not built for is an error.
     """
 
     @classmethod
-    def open(cls, plan: Path, *, output: str, sha256: str, precision: str) -> Self:
+    def open(cls, plan: Path, *, output: str, sha256: str, precision: str, also: Sequence[str] = ()) -> Self:
         """Loads an engine.
 
         Args:
             plan: the engine's file.
-            output: name of the output to compute, float32 (B, D).
+            output: name of the main output to compute, float32 (B, D).
             sha256: what the file must hash to. TensorRT trusts what it reads, so a damaged file never reaches it.
             precision: what the graph was written in, for the name of the variant.
+            also: names of others to compute in the same pass.
 
         Raises:
             BundleCorruptError: the file is missing or damaged, or its inputs and outputs are others.
@@ -53,7 +55,7 @@ class TensorRTEncoder(CheckedEncoder["_Engine"]):
         about = machine()
         keep, engine = _deserialize(data, plan)
         inputs, outputs = _ports(engine, plan)
-        signature = Signature.of(plan, inputs, outputs, output)
+        signature = Signature.of(plan, inputs, outputs, [output, *also])
         smallest, largest = _limits(engine, signature.input_name)
         return cls(
             _Engine(keep, engine, signature, outputs, smallest, largest),
@@ -68,21 +70,21 @@ class TensorRTEncoder(CheckedEncoder["_Engine"]):
         if session is not None:
             session.close()
 
-    def _compute(self, session: _Engine, batch: NDArray[Any]) -> NDArray[np.float32]:
+    def _compute(self, session: _Engine, batch: NDArray[Any]) -> Sequence[NDArray[np.float32]]:
         session.check(batch)
-        vectors = np.empty((len(batch), self.dimension), np.float32)
+        vectors = {output: np.empty((len(batch), width), np.float32) for output, width in self.dimensions.items()}
         step = session.largest[0]
         lane = session.take()
         try:
             for start in range(0, len(batch), step):
-                part = batch[start : start + step]
-                lane.run(part, vectors[start : start + step])
+                rows = slice(start, start + step)
+                lane.run(batch[rows], {output: of[rows] for output, of in vectors.items()})
         except BaseException:
             # After an error the state of its stream and context is unknown.
             lane.discard()
             raise
         session.give(lane)
-        return vectors
+        return list(vectors.values())
 
 
 class _Engine:
@@ -163,6 +165,8 @@ class _Lane:
         self._signature = signature
         self._smallest = smallest[0]
         self._shape: tuple[int, ...] = ()
+        # By output: its address in GPU memory, and where it is copied to.
+        self._outputs: dict[str, tuple[int, NDArray[np.uint8]]] = {}
         with ExitStack() as stack:
             self._stream = call(self._cuda.cudaStreamCreateWithFlags, self._cuda.cudaStreamNonBlocking)
             stack.callback(call, self._cuda.cudaStreamDestroy, self._stream)
@@ -179,13 +183,12 @@ class _Lane:
                 width = prod(size for size in port.shape[1:] if size is not None)
                 memory = self._device_memory(stack, rows * width * 4)
                 self._set_address(context, port.name, memory)
-                if port.name == signature.output:
-                    self._output = memory
-            self._taken = self._host_memory(stack, rows * signature.dimension * 4)
+                if port.name in signature.dimensions:
+                    self._outputs[port.name] = memory, self._host_memory(stack, rows * width * 4)
             self._resources = stack.pop_all()
 
-    def run(self, rows: NDArray[Any], vectors: NDArray[np.float32]) -> None:
-        """Computes ``rows``, at most the largest batch, into ``vectors``, (len(rows), dimension)."""
+    def run(self, rows: NDArray[Any], vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Computes ``rows``, at most the largest batch, into ``vectors``, (len(rows), width) for each output."""
         context = self._context
         if context is None:
             raise ProviderError("the encoder is closed; open it again")
@@ -204,15 +207,21 @@ class _Lane:
         call(cuda.cudaMemcpyAsync, self._input, given.ctypes.data, given.nbytes, to_device, stream)
         if not context.execute_async_v3(int(stream)):
             raise ProviderError(f"TensorRT failed on a batch {shape}")
-        taken = self._taken[: count * self._signature.dimension * 4].view(np.float32)
-        call(cuda.cudaMemcpyAsync, taken.ctypes.data, self._output, taken.nbytes, to_host, stream)
+        taken = {}
+        for output in vectors:
+            address, memory = self._outputs[output]
+            copied = memory[: count * self._signature.dimensions[output] * 4].view(np.float32)
+            call(cuda.cudaMemcpyAsync, copied.ctypes.data, address, copied.nbytes, to_host, stream)
+            taken[output] = copied.reshape(count, -1)
         call(cuda.cudaStreamSynchronize, stream)
-        vectors[:] = taken.reshape(count, -1)[: len(rows)]
+        for output, copied in taken.items():
+            vectors[output][:] = copied[: len(rows)]
 
     def close(self) -> None:
         """Frees all; nothing runs on it any more."""
         self._context = None
-        self._given = self._taken = np.zeros(0, np.uint8)  # views of memory that goes now
+        self._given = np.zeros(0, np.uint8)  # a view of memory that goes now, as those of the outputs are
+        self._outputs.clear()
         self._resources.close()
 
     def discard(self) -> None:

@@ -1,0 +1,350 @@
+"""What one medium held at one commit, as files that are mapped and never changed: ``segment.MEDIUM.SEQUENCE.ID/``.
+
+A cache and nothing else, so that opening need not read SQLite row by row. The manifest holds the checksums of all files
+and its own; when anything does not match, the segment counts as absent. hnswlib never sees a byte that was not
+verified. A segment belongs to one commit of one history, by number and token, and what came later is replayed from the
+log; a segment of another copy of the index is noticed by that.
+
+Shape letters: N rows (unique vectors, some of them without items), D width, M items in the order of their rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from dckt.files import atomic_folder
+from dckt.index.hnsw import EF_CONSTRUCTION, SPACE, HnswGraph, M
+from dckt.index.schema import Head
+from dckt.index.vectors import Float32Array
+
+SEGMENT_VERSION = 1
+GRAPH = "graph.hnsw"
+MANIFEST = "manifest.json"
+_FILES = ("labels.npy", "vectors.npy", "items.npy", "ids.npy", "ids.bin", "metadata.npy", "metadata.bin")
+_PIECE = 32 * 2**20
+_BUFFER = 2**20
+_ABANDONED_SECONDS = 3600
+
+
+class SegmentError(Exception):
+    """Why a segment cannot be used; it never leaves the index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphReport:
+    """What was measured when the graph of one medium was last built or tuned.
+
+    Attributes:
+        graph: random, different for every graph that was built.
+        count: rows that it covered.
+        effort: of a search.
+        recall: recall@10 against exact search, on a sample of the vectors, disturbed.
+        accepted: whether that was enough. If not, search stays exact.
+        seconds: how long building and measuring took.
+    """
+
+    graph: str
+    count: int
+    effort: int
+    recall: float
+    accepted: bool
+    seconds: float
+
+
+class Source(Protocol):
+    """What a segment is written from."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) ascending."""
+
+    def vectors(self) -> Iterator[Float32Array]:
+        """Parts that make (N, D)."""
+
+    def entries(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], bytes, NDArray[np.int64], bytes]]:
+        """Runs of rows: items of each row, then sizes of ids and the ids, sizes of metadata and the metadata."""
+
+
+class Segment:
+    """The files of a segment, mapped.
+
+    Attributes:
+        path: its folder.
+        head: the commit that it belongs to.
+        labels: (N,) int64, ascending.
+        vectors: (N, D) float32.
+        graph: over all rows, or None.
+        report: on the graph, or on one that was refused, or None.
+    """
+
+    def __init__(
+        self, path: Path, head: Head, rows: int, dimension: int, graph: HnswGraph | None, report: GraphReport | None
+    ) -> None:
+        self.path = path
+        self.head = head
+        self.graph = graph
+        self.report = report
+        self.labels: NDArray[np.int64] = _array(path / "labels.npy")
+        self.vectors: Float32Array = _array(path / "vectors.npy")
+        self.items: NDArray[np.int64] = _array(path / "items.npy")
+        self.id_ends: NDArray[np.int64] = _array(path / "ids.npy")
+        self.metadata_ends: NDArray[np.int64] = _array(path / "metadata.npy")
+        self.ids = _bytes(path / "ids.bin")
+        self.metadata = _bytes(path / "metadata.bin")
+        if self.labels.shape != (rows,) or self.vectors.shape != (rows, dimension) or self.items.shape != (rows + 1,):
+            raise SegmentError("its files do not fit together")
+        # One number of a memoryview is read three times faster than one of an array.
+        self._items = self.items.data
+        self._id_ends = self.id_ends.data
+        self._metadata_ends = self.metadata_ends.data
+
+    def entries(self, row: int, limit: int) -> list[tuple[str, bytes]]:
+        """The first items of a row, at most so many: id, and metadata as JSON."""
+        start, end = self._items[row], self._items[row + 1]
+        ids, id_ends, metadata, ends = self.ids, self._id_ends, self.metadata, self._metadata_ends
+        if end - start == 1:
+            text = metadata[ends[start] : ends[end]]
+            return [(ids[id_ends[start] : id_ends[end]].decode(), text)]
+        return [
+            (ids[id_ends[place] : id_ends[place + 1]].decode(), metadata[ends[place] : ends[place + 1]])
+            for place in range(start, min(end, start + limit))
+        ]
+
+    def only_entries(self, rows: NDArray[np.int64], values: Float32Array) -> list[tuple[float, str, bytes]]:
+        """The items of rows (M,) that have one each, with a value (M,) before each."""
+        places = self.items[rows]
+        ids, metadata = self.ids, self.metadata
+        return [
+            (value, ids[start:end].decode(), metadata[first:last])
+            for value, start, end, first, last in zip(
+                values.tolist(),
+                self.id_ends[places].tolist(),
+                self.id_ends[places + 1].tolist(),
+                self.metadata_ends[places].tolist(),
+                self.metadata_ends[places + 1].tolist(),
+                strict=True,
+            )
+        ]
+
+
+def write_segment(
+    folder: Path,
+    *,
+    index_id: str,
+    medium: str,
+    dimension: int,
+    head: Head,
+    source: Source,
+    graph: HnswGraph | None,
+    report: GraphReport | None,
+) -> Path:
+    """Writes a segment, whole or not at all, and removes those of the medium that it makes needless.
+
+    Args:
+        folder: of the index.
+        index_id: of the index.
+        medium: whose vectors these are.
+        dimension: their width.
+        head: the commit that the source shows.
+        source: the rows and items.
+        graph: over all of the rows, or None.
+        report: on the graph.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    path = folder / f"segment.{medium}.{head.sequence}.{secrets.token_hex(4)}"
+    with atomic_folder(path) as building:
+        rows, items = _write_source(building, source, dimension)
+        names = list(_FILES)
+        if graph is not None:
+            graph.save(building / GRAPH)
+            names.insert(0, GRAPH)
+        content = {
+            **_description(index_id=index_id, medium=medium, dimension=dimension),
+            **asdict(head),
+            "rows": rows,
+            "items": items,
+            "report": asdict(report) if report else None,
+            "files": _hashed(building, names),
+        }
+        (building / MANIFEST).write_text(json.dumps({**content, "checksum": _checksum(content)}, indent=1))
+    _remove_others(folder, medium, path)
+    return path
+
+
+def candidates(folder: Path, medium: str) -> list[Path]:
+    """The segments of a medium, the newest first."""
+    return sorted(folder.glob(f"segment.{medium}.*.*"), key=lambda path: (_sequence(path), path.name), reverse=True)
+
+
+def read_segment(path: Path, *, index_id: str, medium: str, dimension: int) -> Segment:
+    """Maps a segment after verifying every byte of it.
+
+    Raises:
+        SegmentError: it is damaged, of another version, or of another index.
+    """
+    content = read_manifest(path, index_id=index_id, medium=medium, dimension=dimension)
+    report = GraphReport(**content["report"]) if content["report"] else None
+    names = sorted(content["files"], key=lambda name: name != GRAPH)
+    graph = None
+    with ThreadPoolExecutor(2) as pool:
+        checks = {name: _start_check(pool, path / name, content["files"][name]) for name in names}
+        try:
+            for name in names:
+                for check, expected in checks[name]:
+                    if check.result() != expected:
+                        raise SegmentError(f"{name} is not the one that was written")
+                if name == GRAPH:
+                    # The other files are verified meanwhile.
+                    graph = HnswGraph.load(path / GRAPH, dimension=dimension, count=content["rows"])
+            return Segment(path, Head(content["sequence"], content["token"]), content["rows"], dimension, graph, report)
+        except (OSError, ValueError) as error:
+            raise SegmentError(f"it cannot be read ({error})") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def read_manifest(path: Path, *, index_id: str, medium: str, dimension: int) -> dict[str, Any]:
+    """The description of a segment.
+
+    Raises:
+        SegmentError: it is damaged, of another version, or of another index.
+    """
+    try:
+        content = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SegmentError(f"its manifest cannot be read ({error})") from error
+    if not isinstance(content, dict) or content.pop("checksum", None) != _checksum(content):
+        raise SegmentError("its manifest was altered")
+    for key, value in _description(index_id=index_id, medium=medium, dimension=dimension).items():
+        if content.get(key) != value:
+            raise SegmentError(f"its {key} is {content.get(key)!r}, expected {value!r}")
+    return content
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Deletes what a killed process left half written, once it is old enough to be nobody's work."""
+    for path in folder.glob(".*.partial"):
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                shutil.rmtree(path)
+
+
+def _remove_others(folder: Path, medium: str, kept: Path) -> None:
+    # Other processes keep the files that they have mapped; on the disk the names go.
+    for path in candidates(folder, medium):
+        if path != kept and _sequence(path) <= _sequence(kept):
+            shutil.rmtree(path, ignore_errors=True)
+    for old in (folder / f"graph.{medium}.hnsw", folder / f"graph.{medium}.json"):  # of format 1
+        with suppress(OSError):
+            old.unlink(missing_ok=True)
+
+
+def _sequence(path: Path) -> int:
+    try:
+        return int(path.name.split(".")[2])
+    except (IndexError, ValueError):
+        return -1
+
+
+def _write_source(building: Path, source: Source, dimension: int) -> tuple[int, int]:
+    labels = source.labels
+    np.save(building / "labels.npy", labels)
+    with (building / "vectors.npy").open("wb") as file:
+        _header(file, (len(labels), dimension), np.dtype(np.float32))
+        for part in source.vectors():
+            file.write(np.ascontiguousarray(part).data)
+    counts, id_sizes, metadata_sizes = [], [], []
+    with (building / "ids.bin").open("wb") as ids, (building / "metadata.bin").open("wb") as metadata:
+        for items, ids_of, id_text, metadata_of, metadata_text in source.entries():
+            counts.append(items)
+            id_sizes.append(ids_of)
+            metadata_sizes.append(metadata_of)
+            ids.write(id_text)
+            metadata.write(metadata_text)
+    for name, sizes in (("items.npy", counts), ("ids.npy", id_sizes), ("metadata.npy", metadata_sizes)):
+        ends = np.concatenate([np.zeros(1, dtype=np.int64), *sizes])
+        np.cumsum(ends, out=ends)
+        np.save(building / name, ends)
+    return len(labels), sum(map(len, id_sizes))
+
+
+def _header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    npy.write_array_header_1_0(file, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+
+
+def _array(path: Path) -> NDArray[Any]:
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _bytes(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _hashed(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    with ThreadPoolExecutor(2) as pool:
+        started = {name: ((folder / name).stat().st_size, _pieces(pool, folder / name)) for name in names}
+        return {
+            name: {"bytes": size, "sha256": [piece.result() for piece in pieces]}
+            for name, (size, pieces) in started.items()
+        }
+
+
+def _start_check(pool: ThreadPoolExecutor, path: Path, written: Mapping[str, Any]) -> Sequence[tuple[Future[str], str]]:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise SegmentError(f"it cannot be read ({error})") from error
+    if size != written["bytes"]:
+        raise SegmentError(f"{path.name} is not the one that was written: it has {size:,} bytes")
+    return list(zip(_pieces(pool, path), written["sha256"], strict=True))
+
+
+def _pieces(pool: ThreadPoolExecutor, path: Path) -> list[Future[str]]:
+    return [pool.submit(_sha256, path, start) for start in range(0, max(1, path.stat().st_size), _PIECE)]
+
+
+def _sha256(path: Path, start: int) -> str:
+    """Of a piece of a file, read and not mapped: mapped pages would count as memory of the process."""
+    found = hashlib.sha256()
+    buffer = memoryview(bytearray(_BUFFER))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        rest = _PIECE
+        while rest and (size := file.readinto(buffer[: min(rest, _BUFFER)])):
+            found.update(buffer[:size])
+            rest -= size
+    return found.hexdigest()
+
+
+def _description(*, index_id: str, medium: str, dimension: int) -> dict[str, Any]:
+    return {
+        "version": SEGMENT_VERSION,
+        "index_id": index_id,
+        "medium": medium,
+        "dimension": dimension,
+        "space": SPACE,
+        "M": M,
+        "ef_construction": EF_CONSTRUCTION,
+    }
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

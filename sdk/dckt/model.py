@@ -1,0 +1,194 @@
+"""A bundle, opened to encode: from a picture or a text to vectors.
+
+Shape letters: B batch, D width of a representation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dckt.batching import Batcher, Batching
+from dckt.bundle import Bundle
+from dckt.errors import ConfigError, ItemError, TextError
+from dckt.preprocessing import ImageLimits, image_array, image_batch, image_digest, token_batch, tokenizer
+from dckt.runtime import Encoder
+from dckt.runtime.choice import open_encoders
+
+Vectors = dict[str, NDArray[np.float32]]
+"""By representation: (B, D) float32."""
+
+
+class Model:
+    """What encodes pictures and texts. Safe to use from many threads; use :meth:`open`, and close it.
+
+    Attributes:
+        bundle: where it comes from.
+        encoders: by medium.
+        limits: of bytes and pixels of pictures.
+        workers: threads that decode pictures.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        encoders: dict[str, Encoder],
+        *,
+        limits: ImageLimits | None = None,
+        threads: int | None = None,
+        batching: Batching | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.encoders = encoders
+        self.limits = limits or ImageLimits()
+        self.workers = threads or os.cpu_count() or 1
+        self._batchers: Mapping[str, Batcher[Any, Vectors]] = MappingProxyType(
+            {medium: Batcher(partial(self._encode_each, medium), batching) for medium in encoders} if batching else {}
+        )
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        *,
+        variant: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        also: Sequence[str] = (),
+        limits: ImageLimits | None = None,
+        batching: Batching | None = None,
+    ) -> Self:
+        """Opens the encoders of a bundle and runs each once, so that the first search is not the slow one.
+
+        Args:
+            bundle: see :func:`open_bundle`.
+            variant: see :func:`dckt.runtime.choice.choose`.
+            device: see :func:`dckt.runtime.choice.choose`.
+            threads: of the model on the CPU, and of decoding pictures; None takes every core.
+            also: representations to compute beside the bundle's own, in the same pass.
+            limits: of pictures; None takes the defaults.
+            batching: how concurrent callers of :meth:`encode_one` share a call; None: each has its own.
+
+        Raises:
+            DcktError: see :func:`dckt.runtime.choice.open_encoders`.
+        """
+        encoders = open_encoders(bundle, variant=variant, device=device, threads=threads, also=also)
+        with ExitStack() as opened:
+            for encoder in encoders.values():
+                opened.enter_context(encoder)
+                _warm_up(encoder)
+            _ = bundle.vocabulary  # so that the first search does not have to read it
+            opened.pop_all()
+        return cls(bundle, encoders, limits=limits, threads=threads, batching=batching)
+
+    def close(self) -> None:
+        """Closes the encoders. Callers that wait for others get an error."""
+        for batcher in self._batchers.values():
+            batcher.close()
+        for encoder in self.encoders.values():
+            encoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def providers(self) -> dict[str, str]:
+        """The variant that serves each medium, and what it really runs on, such as ``openvino-bf16 on CPU``."""
+        return {
+            medium: f"{encoder.variant} on {encoder.provider.removesuffix('ExecutionProvider')}"
+            for medium, encoder in self.encoders.items()
+        }
+
+    def prepare(self, medium: str, source: Any) -> Any:
+        """A picture as pixels (S, S, 3) uint8, or a text as token ids.
+
+        Raises:
+            ImageError, TextError: the source cannot be used.
+        """
+        manifest = self.bundle.manifest
+        if medium == "image":
+            return image_array(source, manifest.image, self.limits)
+        return self.bundle.vocabulary.encode(_text(source), manifest.text)
+
+    def prepare_all(self, medium: str, sources: Sequence[Any]) -> list[Any]:
+        """As :meth:`prepare`, for several at once."""
+        if medium == "text" or min(len(sources), self.workers) < 2:
+            return [self.prepare(medium, source) for source in sources]
+        with ThreadPoolExecutor(min(len(sources), self.workers)) as pool:
+            return list(pool.map(partial(self.prepare, medium), sources))
+
+    def digest(self, medium: str, source: Any) -> str:
+        """SHA-256 of a source, in hexadecimal: of what decides its vector, beside the model.
+
+        Raises:
+            ImageError, TextError: the source cannot be read.
+        """
+        if medium == "image":
+            return image_digest(source, self.limits)
+        # What is no Unicode has no UTF-8; its escapes tell it from everything else.
+        return hashlib.sha256(_text(source).encode(errors="surrogatepass")).hexdigest()
+
+    def encode(self, medium: str, prepared: Sequence[Any]) -> Vectors:
+        """Vectors (B, D) of what :meth:`prepare` gave, by representation, the bundle's own first; B may be 0.
+
+        Raises:
+            ItemError, ProviderError: see :meth:`dckt.runtime.Encoder.run`.
+        """
+        batch: NDArray[Any]
+        if medium == "text":
+            batch = token_batch(prepared)
+        else:
+            batch = np.stack(prepared) if prepared else image_batch([], self.bundle.manifest.image)
+        return self.encoders[medium].run_all(batch)
+
+    def encode_one(self, medium: str, prepared: Any) -> Vectors:
+        """Vectors (1, D) of one item; with batching, from a call that concurrent callers share."""
+        if medium in self._batchers:
+            return self._batchers[medium](prepared)
+        return self.encode(medium, [prepared])
+
+    def _encode_each(self, medium: str, prepared: Sequence[Any]) -> list[Vectors]:
+        vectors = self.encode(medium, prepared)
+        return [{name: of[row : row + 1] for name, of in vectors.items()} for row in range(len(prepared))]
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """A bundle whose tokenizer is there: before an index is made, and not only when the first text comes.
+
+    Raises:
+        BundleError: see :meth:`dckt.bundle.Bundle.open`.
+        ConfigError: the bundle names a tokenizer that is neither registered nor installed.
+    """
+    bundle = Bundle.open(path)
+    try:
+        tokenizer(bundle.manifest.text.tokenizer)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return bundle
+
+
+def _warm_up(encoder: Encoder) -> None:
+    """Runs an encoder once: memory is asked for and kernels are chosen in the first run."""
+    try:
+        encoder.run_all(np.ones([size or 1 for size in encoder.input_shape], encoder.input_dtype))
+    except ItemError:
+        return  # no number for an even picture, or a length that an engine was not built for: no fault of a real item
+
+
+def _text(source: object) -> str:
+    if not isinstance(source, str):
+        raise TextError(f"a text is a {type(source).__name__}; expected str")
+    return source
