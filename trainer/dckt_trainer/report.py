@@ -26,7 +26,7 @@ MOST_CELLS = 60  # classes that a heat map has room for
 MOST_CONFUSED = 20
 
 _DIRECTIONS = {"image_to_text": ("image", "text"), "text_to_image": ("text", "image")}
-_NAMES = {"model_t0": "no transfer", "last": "DCKT, last round", "best": "DCKT, best round"}
+_NAMES = {"model_t0": "no transfer", "last": "last round", "best": "best round"}
 
 
 def write_run_report(run: Run, corpus: AnyCorpus, before: Vectors, kept: Vectors) -> Path:
