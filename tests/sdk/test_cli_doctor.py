@@ -14,6 +14,7 @@ import pytest
 from dckt.commands.doctor import artifacts, machine, probes, runtimes
 from dckt.commands.doctor.finding import Finding
 from dckt.commands.doctor.probes import ProbeError, ask
+from dckt.index import Index
 
 HNSWLIB = "builds and searches a graph"
 XEON = """processor\t: 0
@@ -94,16 +95,14 @@ def test_a_damaged_bundle_and_a_damaged_index(run, tiny_bundle_copy, filled):
     assert "--force" in found["index", "items"]["do"]
 
 
-def test_an_index_of_another_model(run, tiny_bundle, filled, tmp_path):
-    with sqlite3.connect(filled / "items.sqlite") as connection:
-        connection.execute("UPDATE meta SET value = 'another' WHERE key = 'model_id'")
-    connection.close()
+def test_an_index_of_another_model(tiny_bundle, tmp_path):
+    Index.create(tmp_path / "its.index", model_id="another", representation="probability", dimension=4).close()
     bundle = artifacts.read_bundle(tiny_bundle)
-    found = {one.name: one for one in artifacts.index_findings(filled, bundle)}
+    found = {one.name: one for one in artifacts.index_findings(tmp_path / "its.index", bundle)}
     assert found["model"].state == "problem"
     assert "another" in found["model"].found
     assert "--force" in found["model"].do
-    found = {one.name: one for one in artifacts.index_findings(filled, None)}
+    found = {one.name: one for one in artifacts.index_findings(tmp_path / "its.index", None)}
     assert found["model"].state == "ok"
 
 

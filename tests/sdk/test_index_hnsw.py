@@ -68,10 +68,11 @@ def write(folder: Path, vectors: np.ndarray) -> Path:
         medium="text",
         dimension=WIDTH,
         head=HEAD,
+        total=0,
         source=shelf_of(vectors).source(drop_unused=False),
         graph=graph_of(vectors),
         report=REPORT,
-    )
+    )[0]
 
 
 @pytest.fixture

@@ -443,7 +443,7 @@ def test_another_file_under_that_name_is_an_error(folder, content):
         ("UPDATE media SET items = 29", "says"),
         ("DELETE FROM media", "says"),
         ("DELETE FROM commits", "no commit"),
-        ("INSERT INTO removals VALUES ('text', 1, 't5', 3, 7)", "log says.*'t5'"),
+        ("INSERT INTO removals VALUES ('text', 1, 't5', 3, 1, 7, 7)", "log says.*'t5'"),
         ("UPDATE meta SET value = 'fast' WHERE key = 'kind'", "no index has"),
         ("UPDATE meta SET value = '0' WHERE key = 'version'", "no index has"),
         ("UPDATE meta SET value = 'other' WHERE key = 'format'", "format"),

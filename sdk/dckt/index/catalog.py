@@ -11,8 +11,9 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,6 @@ from numpy.typing import ArrayLike
 
 from dckt.errors import (
     ConfigError,
-    IndexCorruptError,
     IndexFolderError,
     ItemError,
     ModelMismatchError,
@@ -30,16 +30,16 @@ from dckt.files import atomic_folder
 from dckt.index.exact import Found, exact_limit
 from dckt.index.filters import Filter, parse_filter
 from dckt.index.hnsw import RECALL_TARGET
-from dckt.index.items import check_contents, check_ids, dump_metadata, shown
+from dckt.index.items import check_contents, check_ids, dump_metadata, is_id, listed, shown
 from dckt.index.locks import ReadersWriterLock
 from dckt.index.results import Hit, IndexInfo, Item, MediumInfo, Tuning
 from dckt.index.segment import (
-    Segment,
     SegmentError,
     candidates,
     read_manifest,
     read_segment,
     remove_abandoned,
+    remove_others,
     write_segment,
 )
 from dckt.index.shelf import Shelf
@@ -89,7 +89,8 @@ class Index:
         self._dirty = False
         self._filtering = threading.Lock()
         self._filtered: dict[tuple[str, str, Head], dict[int, set[str]]] = {}
-        store.changed()
+        # What the store's version was when what is in memory was as new as it.
+        self._seen = store.version()
         self._head, self._shelves = self._load()
 
     @classmethod
@@ -229,9 +230,8 @@ class Index:
                 the other way round.
             IndexFolderError: the disk is full, or another process keeps writing.
         """
-        if not _MEDIUM.fullmatch(medium):
-            raise ConfigError(f"medium is {medium!r}; expected lower-case letters, digits and _, at most 32")
-        ids = list(ids)
+        _check_medium(medium)
+        ids = listed(ids)
         check_ids(ids)
         rows = normalised(vectors, dimension=self.dimension, names=ids)
         texts = dump_metadata(ids, metadata)
@@ -241,13 +241,13 @@ class Index:
         if not ids:
             return
         with self._changing:
-            with self._store.transaction() as head, self._updating:
+            with self._store.transaction() as head:
                 self._catch_up(head)
                 self._commit(
                     medium,
                     self._store.add(medium, ids, rows, texts, seconds=seconds, contents=contents, upsert=upsert),
                 )
-            self._settle()
+            self._settle_after_commit()
 
     def delete(self, medium: str, ids: Sequence[str]) -> None:
         """Deletes items: all of them, or none.
@@ -255,16 +255,16 @@ class Index:
         Raises:
             UnknownItemError: an id is not there; each is named.
         """
-        ids = list(ids)
+        ids = listed(ids)
         with self._changing:
-            with self._store.transaction() as head, self._updating:
+            with self._store.transaction() as head:
                 self._catch_up(head)
                 unknown = sorted(set(ids) - self._store.existing(medium, ids))
                 if unknown:
                     raise UnknownItemError(f"the index holds no {medium} with the id {shown(unknown)}")
                 if ids:
                     self._commit(medium, self._store.delete(medium, ids))
-            self._settle()
+            self._settle_after_commit()
 
     def refresh(self) -> bool:
         """Takes in what other processes wrote since the last look, and prepares the graphs for it.
@@ -293,9 +293,8 @@ class Index:
             for medium, shelf in list(self._shelves.items()):
                 if self._is_large(shelf) and shelf.changed_share() > 0:
                     self._write_segment(medium)
-            segments = [shelf.segment.head.sequence for shelf in self._shelves.values() if shelf.segment]
-            with self._updating:
-                self._store.trim(min([self._head.sequence, *segments]))
+            segments = [shelf.segment.head.sequence for shelf in list(self._shelves.values()) if shelf.segment]
+            self._store.trim(min([self._head.sequence, *segments]))
             self._store.vacuum()
             remove_abandoned(self.path)
 
@@ -316,7 +315,7 @@ class Index:
             ConfigError: the recall is outside of what there is, or there are no queries.
             ItemError: a query has the wrong width, is not finite or all zero.
         """
-        if not 0 < recall <= 1:
+        if not _is_number(recall) or not 0 < recall <= 1:
             raise ConfigError(f"recall is {recall}; expected a number above 0 and at most 1")
         rows = None if queries is None else unit_queries(queries, dimension=self.dimension)
         if rows is not None and not len(rows):
@@ -324,7 +323,7 @@ class Index:
         found = {}
         with self._changing:
             self._look()
-            for shelf in self._shelves.values():
+            for shelf in list(self._shelves.values()):
                 shelf.target = recall
                 if shelf.graph is None:
                     shelf.report = None  # refused under another target, perhaps
@@ -357,17 +356,15 @@ class Index:
             metadata: fetch it. Without it every hit's is empty, and a search is faster.
 
         Raises:
-            ConfigError: k is less than 1, min_score is no number, or the filter is none.
+            ConfigError: k is no integer or less than 1, media are no list, min_score is no number, or the filter is
+                none.
             ItemError: a query has the wrong width, is not finite or all zero.
             IndexFolderError: the index was closed, or cannot be read any more.
         """
-        if k < 1:
-            raise ConfigError(f"k is {k}; expected at least 1")
-        if min_score is not None and not math.isfinite(min_score):
-            raise ConfigError(f"min_score is {min_score}; expected a finite number, or None")
+        _check_search(k, media, min_score)
         condition = None if where is None else parse_filter(where)
         rows = unit_queries(queries, dimension=self.dimension)
-        if self._store.changed():
+        if self._store.version() != self._seen:
             self._look_and_grow()
         with self._state.shared():
             wanted = [name for name in self._media() if media is None or name in media]
@@ -388,7 +385,7 @@ class Index:
         Raises:
             UnknownItemError: it is not there.
         """
-        metadata = self._store.metadata(medium, item)
+        metadata = self._store.metadata(medium, item) if is_id(item) else None
         if metadata is None:
             raise UnknownItemError(f"the index holds no {medium} with the id {item!r}")
         return Hit(item, 1.0, medium, metadata)
@@ -399,7 +396,7 @@ class Index:
         Raises:
             UnknownItemError: it is not there.
         """
-        vector = self._store.vector(medium, item)
+        vector = self._store.vector(medium, item) if is_id(item) else None
         if vector is None:
             raise UnknownItemError(f"the index holds no {medium} with the id {item!r}")
         return vector
@@ -412,15 +409,15 @@ class Index:
         """
         if self.meta.second is None:
             raise ConfigError("the index keeps no second vectors; make one that does with second=(name, width)")
-        return self._store.seconds(medium, ids)
+        return self._store.seconds(medium, listed(ids))
 
     def contents(self, medium: str, ids: Sequence[str]) -> dict[str, str]:
         """What :meth:`add` was given as contents, by id, of those of the ids that there are and have one."""
-        return self._store.contents(medium, ids)
+        return self._store.contents(medium, listed(ids))
 
     def existing(self, medium: str, ids: Sequence[str]) -> set[str]:
         """Those of the ids that there are."""
-        return self._store.existing(medium, ids)
+        return self._store.existing(medium, listed(ids))
 
     def ids(self, medium: str) -> Iterator[str]:
         """Every id of a medium, ascending, as of now."""
@@ -447,7 +444,7 @@ class Index:
         condition = parse_filter(where)
         if condition is not None:
             return self._store.count(medium, condition)
-        if self._store.changed():
+        if self._store.version() != self._seen:
             self._look()
         with self._state.shared():
             return sum(shelf.items for name, shelf in self._shelves.items() if medium in {None, name})
@@ -458,7 +455,7 @@ class Index:
     @property
     def media(self) -> list[str]:
         """The media that there are items of, in alphabetical order."""
-        if self._store.changed():
+        if self._store.version() != self._seen:
             self._look()
         with self._state.shared():
             return self._media()
@@ -475,7 +472,7 @@ class Index:
 
     def info(self) -> IndexInfo:
         """The state of the index."""
-        if self._store.changed():
+        if self._store.version() != self._seen:
             self._look()
         with self._state.shared():
             media = {name: _medium_info(self._shelves[name]) for name in self._media()}
@@ -522,12 +519,13 @@ class Index:
             if found is not None:
                 return found
             head, pairs = self._store.allowed(medium, condition)
-            allowed = shelf.allowed_rows(pairs)
-            if head == shelf.head:
-                with self._filtering:
-                    while len(self._filtered) >= _FILTERS:
-                        del self._filtered[next(iter(self._filtered))]
-                    self._filtered[key] = allowed
+            # SQLite may be ahead of what is in memory, whose vectors and metadata belong together.
+            same = head == shelf.head
+            allowed = shelf.allowed_rows(pairs) if same else shelf.matching_rows(condition.matches, _parsed)
+            with self._filtering:
+                while len(self._filtered) >= _FILTERS:
+                    del self._filtered[next(iter(self._filtered))]
+                self._filtered[key] = allowed
         return shelf.search_allowed(row, k, allowed)
 
     # --- state ---
@@ -541,10 +539,12 @@ class Index:
     def _open_shelf(self, medium: str) -> Shelf:
         meta = self.meta
         names = {"index_id": meta.index_id, "medium": medium, "dimension": meta.dimension}
-        for path in candidates(self.path, medium):
+        tried: set[Path] = set()
+        # Another process may replace them meanwhile, so each look at the folder is a new one.
+        while path := next((path for path in candidates(self.path, medium) if path not in tried), None):
+            tried.add(path)
             try:
-                manifest = read_manifest(path, **names)  # type: ignore[arg-type]
-                if not self._store.holds(Head(manifest["sequence"], manifest["token"])):
+                if not self._store.holds(read_manifest(path, **names).head):  # type: ignore[arg-type]
                     raise SegmentError("it belongs to another history of the index, or to one that was forgotten")
                 segment = read_segment(path, **names)  # type: ignore[arg-type]
                 shelf = Shelf(meta.dimension, meta.kind, segment.head, segment)
@@ -552,7 +552,6 @@ class Index:
                 if replayed is None or not shelf.apply(replayed[1], replayed[0]):
                     raise SegmentError("what came after it does not fit to it")
             except SegmentError as reason:
-                # One that is gone was replaced by another process; the next look at the folder finds the new one.
                 if path.exists():
                     log.warning("%s: %s cannot be used, for %s; it is built again", self.path, path.name, reason)
                 continue
@@ -570,67 +569,89 @@ class Index:
 
     def _look(self) -> bool:
         """Takes in what was committed since; tells whether there was anything."""
+        # Who comes while another thread replays waits for it: nobody may search what was there before.
         with self._updating:
-            self._store.changed()
-            return self._catch_up(self._store.head())
+            version = self._store.version()
+            if version == self._seen:
+                return False
+            changed = self._catch_up(self._store.head())
+            self._seen = version
+            return changed
 
     def _look_and_grow(self) -> None:
         self._look()
         # A reader's graph grows when there is much behind it; a change in this process will see to it itself.
-        behind = any(shelf.rows - shelf.covered > exact_limit(self.dimension) for shelf in self._shelves.values())
+        behind = any(
+            shelf.rows - shelf.covered > exact_limit(self.dimension) or (shelf.graph is None and shelf.is_worn())
+            for shelf in list(self._shelves.values())
+        )
         if behind and self._changing.acquire(blocking=False):
             try:
-                self._settle(writing=False)
+                self._settle_after_commit(writing=False)
             finally:
                 self._changing.release()
 
     def _catch_up(self, head: Head) -> bool:
         """Replays the log; reads everything again where the log does not reach, or tells another history."""
-        if head == self._head:
-            self._apply_tuning(self._shelves)
-            return False
-        shelves = dict(self._shelves)
-        for medium in self._store.media():
-            shelf = shelves.get(medium)
-            replayed = shelf and self._store.replay(medium, shelf.head, shelf.last_label)
-            fits = False
-            if shelf and replayed:
-                with self._state.exclusive():
-                    fits = shelf.apply(replayed[1], replayed[0])
-            if not fits:
-                shelves[medium] = self._open_shelf(medium)
-        self._apply_tuning(shelves)
-        with self._state.exclusive():
-            self._head, self._shelves = head, shelves
-            self._filtered = {}
-        return True
+        with self._updating:
+            if head == self._head:
+                self._apply_tuning(self._shelves)
+                return False
+            shelves = dict(self._shelves)
+            media = self._store.media()
+            for medium in shelves.keys() - media.keys():  # was emptied, and forgotten by compact()
+                shelves[medium] = Shelf(self.dimension, self.meta.kind, head)
+            for medium in media:
+                shelf = shelves.get(medium)
+                replayed = None if shelf is None else self._store.replay(medium, shelf.head, shelf.last_label)
+                fits = False
+                if shelf is not None and replayed is not None:
+                    with self._state.exclusive():
+                        fits = shelf.apply(replayed[1], replayed[0])
+                if not fits:
+                    shelves[medium] = self._open_shelf(medium)
+            self._apply_tuning(shelves)
+            with self._state.exclusive():
+                self._head, self._shelves = head, shelves
+                self._filtered = {}
+            return True
 
     def _commit(self, medium: str, done: tuple[Head, Change]) -> None:
+        """Commits, and repeats the change in memory; where that fails the next look reads the medium again."""
         head, change = done
-        with self._state.exclusive():
+        with self._updating, self._state.exclusive():
             self._store.commit()
-            self._head = head
+            self._dirty = True
             self._filtered = {}
-            shelf = self._shelves.get(medium)
+            shelf = self._shelves.pop(medium, None)
             if shelf is None:
-                shelf = self._shelves[medium] = Shelf(self.dimension, self.meta.kind, head)
+                shelf = Shelf(self.dimension, self.meta.kind, head)
             if not shelf.apply(change, head):
-                raise IndexCorruptError(f"{self.path}: what is in memory is not what was stored; open the index again")
+                return
+            self._shelves[medium] = shelf
             # Of the others nothing changed in this commit.
             for other in self._shelves.values():
                 other.head = head
-        self._dirty = True
+            self._head = head
+
+    def _settle_after_commit(self, *, writing: bool = True) -> None:
+        """As :meth:`_settle`; what was committed is there, whatever becomes of its graph."""
+        try:
+            self._settle(writing=writing)
+        except MemoryError:
+            raise
+        except Exception:
+            log.exception("%s: no graph could be built or saved; searches go on exactly", self.path)
 
     def _settle(self, *, writing: bool = True, grow: bool = False) -> None:
         """Builds the graphs that are wanted. Searches go on meanwhile, exactly where there is no graph yet."""
         for medium, shelf in list(self._shelves.items()):
-            if shelf.wants_new_graph():
-                if len(shelf) < shelf.rows:
-                    shelf = self._fresh(medium)
+            fresh = shelf.wants_new_graph()
+            if (fresh and len(shelf) < shelf.rows) or shelf.is_worn():
+                shelf = self._fresh(medium)
+            if fresh:
                 self._build(shelf)
-                fresh = True
             else:
-                fresh = False
                 if shelf.wants_growth() or (grow and shelf.graph and shelf.rows > shelf.covered):
                     self._grow(shelf)
             stale = self._is_large(shelf) and shelf.changed_share() > _STALE_SHARE
@@ -642,12 +663,15 @@ class Index:
         return shelf.graph is not None or shelf.rows * (4 * self.dimension + 200) > CHECKED_BYTES
 
     def _build(self, shelf: Shelf) -> None:
-        graph, report = shelf.build_graph(self._threads)
-        with self._state.exclusive():
-            shelf.attach(graph, report)
+        with self._refused_if_it_fails(shelf):
+            graph, report = shelf.build_graph(self._threads)
+            with self._state.exclusive():
+                shelf.attach(graph, report)
 
     def _grow(self, shelf: Shelf) -> None:
-        shelf.grow_graph(self._state.exclusive, self._threads)
+        # A graph that grew by half of what it should cannot be used.
+        with self._refused_if_it_fails(shelf):
+            shelf.grow_graph(self._state.exclusive, self._threads)
         if shelf.outgrew_report():
             report = shelf.remeasured()
             if report.accepted:
@@ -655,6 +679,15 @@ class Index:
                     shelf.attach(shelf.graph, report)
             else:
                 self._build(shelf)
+
+    @contextmanager
+    def _refused_if_it_fails(self, shelf: Shelf) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with self._state.exclusive():
+                shelf.refuse()
+            raise
 
     def _fresh(self, medium: str) -> Shelf:
         """A shelf without unused rows takes the place of one that has many."""
@@ -667,7 +700,7 @@ class Index:
     def _rebuild(self, medium: str) -> None:
         had_graph = self._shelves[medium].graph is not None
         shelf = self._fresh(medium)
-        if had_graph:
+        if had_graph and len(shelf):
             self._build(shelf)
             self._write_segment(medium)
 
@@ -679,38 +712,48 @@ class Index:
                 shelf = self._open_shelf(medium)
             with self._state.exclusive():
                 self._shelves[medium] = shelf
+                self._filtered = {}  # its rows have other numbers
 
     def _write_segment(self, medium: str) -> None:
         shelf = self._shelves[medium]
-        if not shelf.items:
-            return
         if shelf.graph is not None and shelf.rows > shelf.covered:
             self._grow(shelf)
         with self._updating:
             # A graph covers all rows of its segment; rows that came meanwhile stay in the log.
             if shelf.graph is not None and shelf.rows > shelf.covered:
-                shelf.grow_graph(self._state.exclusive, self._threads)
+                with self._refused_if_it_fails(shelf):
+                    shelf.grow_graph(self._state.exclusive, self._threads)
+            if not shelf.items:
+                return
             source = shelf.source(drop_unused=shelf.graph is None)
-            head, graph, report = shelf.head, shelf.graph, shelf.report
+            head, total, graph, report = shelf.head, shelf.total, shelf.graph, shelf.report
         try:
-            path = write_segment(
+            path, segment = write_segment(
                 self.path,
                 index_id=self.meta.index_id,
                 medium=medium,
                 dimension=self.dimension,
                 head=head,
+                total=total,
                 source=source,
                 graph=graph,
                 report=report,
             )
-            segment = Segment(path, head, len(source.labels), self.dimension, graph, report)
         except (OSError, SegmentError) as error:
             log.warning("%s: the %s segment was not saved and will be built again (%s)", self.path, medium, error)
             return
+        remove_others(self.path, medium, path, lambda other: self._is_ours(other, medium))
         fresh = Shelf(self.dimension, self.meta.kind, head, segment)
         fresh.inherit(shelf)
         if self._shelves.get(medium) is shelf:
             self._swap(medium, fresh)
+
+    def _is_ours(self, segment: Path, medium: str) -> bool:
+        meta = self.meta
+        with suppress(SegmentError):
+            manifest = read_manifest(segment, index_id=meta.index_id, medium=medium, dimension=meta.dimension)
+            return self._store.holds(manifest.head)
+        return False
 
     def _tune(self, medium: str, target: float, queries: Float32Array | None) -> Tuning:
         shelf = self._shelves[medium]
@@ -800,6 +843,26 @@ def _check_model(path: Path, meta: IndexMeta, model_id: str | None, representati
             f"{path}: it holds the representation {meta.representation!r} of model {meta.model_id}, "
             f"and it was opened for {representation!r} of model {model_id}; {ways_out}"
         )
+
+
+def _check_medium(medium: object) -> None:
+    if not isinstance(medium, str) or not _MEDIUM.fullmatch(medium):
+        raise ConfigError(f"medium is {medium!r}; expected lower-case letters, digits and _, at most 32")
+
+
+def _check_search(k: object, media: object, min_score: object) -> None:
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+        raise ConfigError(f"k is {k!r}; expected an integer, at least 1")
+    if media is not None and (
+        isinstance(media, str) or not isinstance(media, Collection) or not all(isinstance(name, str) for name in media)
+    ):
+        raise ConfigError(f"media is {media!r}; expected a list such as ['image'], or None for all")
+    if min_score is not None and not _is_number(min_score):
+        raise ConfigError(f"min_score is {min_score!r}; expected a finite number, or None")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is not bool and isinstance(value, Real) and math.isfinite(value)
 
 
 def _check_threads(threads: int | None) -> None:

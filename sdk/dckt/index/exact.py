@@ -134,6 +134,12 @@ def ranked(
             those are read that matter.
     """
     values = -scores
+    if id_ranks is not None and len(rows) > k + _MANY_TIES:
+        # Often the best of many rows tie, and need not be sorted to be seen.
+        tied = rows[values == values.min()]
+        if len(tied) > k + _MANY_TIES:
+            best = tied[id_ranks()[tied].argpartition(k - 1)[:k]]
+            return ranked_rows(best.tolist(), [float(values.min())] * k, entries, k)
     order = values.argsort(kind="stable")
     values, rows = values[order], rows[order]
     if id_ranks is not None and len(rows) > k + _MANY_TIES:

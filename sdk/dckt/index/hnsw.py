@@ -30,7 +30,7 @@ M = 16
 EF_CONSTRUCTION = 200
 # How many neighbours of a query recall is measured by.
 NEIGHBOURS = 10
-EFFORTS = (24, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)
+EFFORTS = (24, 32, 40, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024, 2048)
 RECALL_TARGET = 0.99
 TUNING_QUERIES = 500
 # A neighbour that is this little farther than the tenth is as good as the tenth.

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dckt.errors import ItemError
+
+
+def listed(ids: Iterable[str]) -> list[str]:
+    """Ids as a list.
+
+    Raises:
+        ItemError: they are one text, nothing that can be iterated, or hold what is no text of Unicode.
+    """
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise ItemError(f"the ids are a {type(ids).__name__}, {ascii(ids)[:80]}; expected a list of texts")
+    ids = list(ids)
+    if bad := [item for item in ids if item != "" and not is_id(item)]:
+        raise ItemError(
+            f"{len(bad)} ids are no texts, or not Unicode: {shown(list(map(str, bad)))}; expected a list of texts"
+        )
+    return ids
 
 
 def check_ids(ids: Sequence[str]) -> None:
@@ -35,6 +51,8 @@ def dump_metadata(ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | No
     """
     if metadata is None:
         return ["{}"] * len(ids)
+    if isinstance(metadata, str | bytes | Mapping) or not isinstance(metadata, Collection):
+        raise ItemError(f"the metadata are a {type(metadata).__name__}; expected a list of mappings, one for each id")
     if len(metadata) != len(ids):
         raise ItemError(f"{len(ids)} ids came with {len(metadata)} metadata; expected one for each")
     texts = []
@@ -48,14 +66,14 @@ def dump_metadata(ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | No
     return texts
 
 
-def check_contents(ids: Sequence[str], contents: Sequence[str | None]) -> None:
+def check_contents(ids: Sequence[str], contents: object) -> None:
     """Refuses contents that cannot be stored.
 
     Raises:
         ItemError: not one for each id, or one that is neither a text of Unicode nor None.
     """
-    if isinstance(contents, str) or len(contents) != len(ids):
-        raise ItemError(f"{len(ids)} ids came with {len(contents)} contents; expected one for each")
+    if isinstance(contents, str) or not isinstance(contents, Collection) or len(contents) != len(ids):
+        raise ItemError(f"{len(ids)} ids came with the contents {ascii(contents)[:80]}; expected a list, one for each")
     bad = [item for item, content in zip(ids, contents, strict=True) if content is not None and not is_id(content)]
     if bad:
         raise ItemError(

@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -47,6 +47,9 @@ CREATE INDEX items_by_label ON items (label);
 """
 # What format 2 added. A commit is known by its number and a random token, because two copies of an index number their
 # commits alike. A removal says that an item left a vector: it was deleted, or replaced.
+# A row's checksum tells that it is a row of this index, and not that it is the newest: a page whose writing was lost
+# shows older rows. So a medium has the number of its items and the total of their checksums, the newest commit a
+# checksum of all media, and a removal the checksum of the item that went, by which the total follows from the log.
 _LOG = """
 CREATE INDEX items_by_sequence ON items (medium, sequence);
 CREATE TABLE seconds (
@@ -56,13 +59,15 @@ CREATE TABLE seconds (
     checksum INTEGER NOT NULL,
     UNIQUE (medium, id)
 );
-CREATE TABLE media (medium TEXT PRIMARY KEY, items INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE commits (sequence INTEGER PRIMARY KEY, token TEXT NOT NULL);
+CREATE TABLE media (medium TEXT PRIMARY KEY, items INTEGER NOT NULL, total INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE commits (sequence INTEGER PRIMARY KEY, token TEXT NOT NULL, checksum INTEGER NOT NULL);
 CREATE TABLE removals (
     medium TEXT NOT NULL,
     sequence INTEGER NOT NULL,
     id TEXT NOT NULL,
     label INTEGER NOT NULL,
+    item_sequence INTEGER NOT NULL,
+    item_checksum INTEGER NOT NULL,
     checksum INTEGER NOT NULL,
     PRIMARY KEY (medium, sequence, id)
 ) WITHOUT ROWID;
@@ -134,7 +139,7 @@ def create(path: Path, meta: IndexMeta) -> None:
             connection.executemany(
                 "INSERT INTO meta VALUES (?, ?)", [*texts.items(), ("checksum", _meta_checksum(texts))]
             )
-            connection.execute("INSERT INTO commits VALUES (0, ?)", (new_token(),))
+            _first_commit(connection, 0, Checksums(meta.index_id))
             connection.execute("COMMIT")
         finally:
             connection.close()
@@ -212,11 +217,18 @@ def upgrade(path: Path, connection: sqlite3.Connection) -> None:
         number = int(sequence[0])
     except (TypeError, ValueError) as error:
         raise corrupt(path, f"its description is not whole ({error!r})") from error
+    checksums = Checksums(read_meta(path, connection)[1].index_id)
+    _check_old_rows(path, connection)
+    connection.create_function("item_checksum", 5, checksums.item, deterministic=True)
+    connection.create_function("vector_digest", 1, checksums.digest, deterministic=True)
     connection.execute("ALTER TABLE items ADD COLUMN content TEXT")
     for statement in _LOG.split(";"):
         connection.execute(statement)
-    connection.execute("INSERT INTO media SELECT medium, count(*) FROM items GROUP BY medium")
-    connection.execute("INSERT INTO commits VALUES (?, ?)", (number, new_token()))
+    connection.execute("UPDATE vectors SET digest = vector_digest(vector)")
+    connection.execute("UPDATE items SET checksum = item_checksum(medium, id, label, metadata, sequence)")
+    # Checksums have 32 bits, so this cannot overflow.
+    connection.execute("INSERT INTO media SELECT medium, count(*), sum(checksum) FROM items GROUP BY medium")
+    _first_commit(connection, number, checksums)
     connection.execute("DELETE FROM meta WHERE key = 'sequence'")
     connection.execute("UPDATE meta SET value = ? WHERE key = 'version'", (str(INDEX_VERSION),))
     values = dict(connection.execute("SELECT key, value FROM meta"))
@@ -224,7 +236,7 @@ def upgrade(path: Path, connection: sqlite3.Connection) -> None:
 
 
 def _meta_checksum(values: Mapping[str, str]) -> str:
-    return digest(repr(sorted(values.items())).encode()).hex()
+    return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()
 
 
 def new_token() -> str:
@@ -232,25 +244,61 @@ def new_token() -> str:
     return secrets.token_hex(8)
 
 
-def digest(vector: bytes) -> bytes:
-    """By which equal vectors are found."""
-    return hashlib.sha256(vector).digest()
+def added(total: int, more: int) -> int:
+    """A total of checksums, which does not depend on their order, and fits into SQLite's integers."""
+    return (total + more) % 2**63
 
 
-def item_checksum(medium: str, item: str, label: int, metadata: str, sequence: int, content: str | None) -> int:
-    """Of a row of ``items``; without content it is that of format 1."""
-    text = f"{medium}\0{item}\0{label}\0{metadata}\0{sequence}"
-    return zlib.crc32((text if content is None else f"{text}\0{content}").encode())
+class Checksums:
+    """Of the rows of one index; a row of another one has others."""
+
+    def __init__(self, index_id: str) -> None:
+        self._name = index_id.encode()
+        self._start = zlib.crc32(self._name)
+
+    def digest(self, vector: bytes) -> bytes:
+        """Of a vector; by it equal ones are found."""
+        return hashlib.sha256(self._name + vector).digest()
+
+    def item(self, medium: str, item: str, label: int, metadata: str, sequence: int, content: str | None = None) -> int:
+        """Of a row of ``items``."""
+        text = f"{medium}\0{item}\0{label}\0{metadata}\0{sequence}"
+        return zlib.crc32((text if content is None else f"{text}\0{content}").encode(), self._start)
+
+    def second(self, medium: str, item: str, sequence: int, vector: bytes) -> int:
+        """Of a row of ``seconds``; the sequence is that of the item, so the vector of an older one does not fit."""
+        return zlib.crc32(vector, zlib.crc32(f"{medium}\0{item}\0{sequence}\0".encode(), self._start))
+
+    def removal(self, medium: str, sequence: int, item: str, label: int, item_sequence: int, item_checksum: int) -> int:
+        """Of a row of ``removals``."""
+        text = f"{medium}\0{sequence}\0{item}\0{label}\0{item_sequence}\0{item_checksum}"
+        return zlib.crc32(text.encode(), self._start)
+
+    def commit(self, head: Head, media: Iterable[tuple[str, int, int]]) -> int:
+        """Of a row of ``commits``, with the rows of ``media`` as it left them."""
+        rows = sorted(row for row in media if row[1])
+        return zlib.crc32(repr((head.sequence, head.token, rows)).encode(), self._start)
 
 
-def second_checksum(medium: str, item: str, vector: bytes) -> int:
-    """Of a row of ``seconds``."""
-    return zlib.crc32(vector, zlib.crc32(f"{medium}\0{item}\0".encode()))
+def _first_commit(connection: sqlite3.Connection, sequence: int, checksums: Checksums) -> None:
+    head = Head(sequence, new_token())
+    media = connection.execute("SELECT medium, items, total FROM media").fetchall()
+    connection.execute(
+        "INSERT INTO commits VALUES (?, ?, ?)", (head.sequence, head.token, checksums.commit(head, media))
+    )
 
 
-def removal_checksum(medium: str, sequence: int, item: str, label: int) -> int:
-    """Of a row of ``removals``."""
-    return zlib.crc32(f"{medium}\0{sequence}\0{item}\0{label}".encode())
+def _check_old_rows(path: Path, connection: sqlite3.Connection) -> None:
+    """Of format 1, before they get new checksums."""
+    for medium, item, label, metadata, sequence, checksum in connection.execute(
+        "SELECT medium, id, label, metadata, sequence, checksum FROM items"
+    ):
+        text = f"{medium}\0{item}\0{label}\0{metadata}\0{sequence}"
+        if checksum != zlib.crc32(text.encode()):
+            raise corrupt(path, f"the {medium} item {item!r} was altered")
+    for label, key, vector in connection.execute("SELECT label, digest, vector FROM vectors"):
+        if not isinstance(vector, bytes) or key != hashlib.sha256(vector).digest():
+            raise corrupt(path, f"the vector with label {label} was altered")
 
 
 def corrupt(path: Path, what: object) -> IndexCorruptError:

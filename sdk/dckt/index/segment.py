@@ -16,7 +16,7 @@ import mmap
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -80,25 +80,42 @@ class Source(Protocol):
         """Runs of rows: items of each row, then sizes of ids and the ids, sizes of metadata and the metadata."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a segment says about itself, as far as it is not what every segment of its medium says.
+
+    Attributes:
+        head: the commit that it belongs to.
+        rows: how many.
+        total: of the checksums of its items, in SQLite.
+        report: on its graph, or on one that was refused, or None.
+        files: size and SHA-256 of the pieces, by name.
+    """
+
+    head: Head
+    rows: int
+    total: int
+    report: GraphReport | None
+    files: Mapping[str, tuple[int, Sequence[str]]]
+
+
 class Segment:
     """The files of a segment, mapped.
 
     Attributes:
-        path: its folder.
         head: the commit that it belongs to.
+        total: of the checksums of its items, in SQLite.
         labels: (N,) int64, ascending.
         vectors: (N, D) float32.
         graph: over all rows, or None.
         report: on the graph, or on one that was refused, or None.
     """
 
-    def __init__(
-        self, path: Path, head: Head, rows: int, dimension: int, graph: HnswGraph | None, report: GraphReport | None
-    ) -> None:
-        self.path = path
-        self.head = head
+    def __init__(self, path: Path, manifest: Manifest, dimension: int, graph: HnswGraph | None) -> None:
+        self.head = manifest.head
+        self.total = manifest.total
         self.graph = graph
-        self.report = report
+        self.report = manifest.report
         self.labels: NDArray[np.int64] = _array(path / "labels.npy")
         self.vectors: Float32Array = _array(path / "vectors.npy")
         self.items: NDArray[np.int64] = _array(path / "items.npy")
@@ -106,12 +123,19 @@ class Segment:
         self.metadata_ends: NDArray[np.int64] = _array(path / "metadata.npy")
         self.ids = _bytes(path / "ids.bin")
         self.metadata = _bytes(path / "metadata.bin")
-        if self.labels.shape != (rows,) or self.vectors.shape != (rows, dimension) or self.items.shape != (rows + 1,):
+        rows = manifest.rows
+        if (
+            self.labels.shape != (rows,)
+            or self.vectors.shape != (rows, dimension)
+            or self.items.shape != (rows + 1,)
+            or not len(self.id_ends) == len(self.metadata_ends) == self.items[-1] + 1
+        ):
             raise SegmentError("its files do not fit together")
         # One number of a memoryview is read three times faster than one of an array.
         self._items = self.items.data
         self._id_ends = self.id_ends.data
         self._metadata_ends = self.metadata_ends.data
+        self._one_each = bool((self.items == np.arange(rows + 1)).all())
 
     def entries(self, row: int, limit: int) -> list[tuple[str, bytes]]:
         """The first items of a row, at most so many: id, and metadata as JSON."""
@@ -125,20 +149,15 @@ class Segment:
             for place in range(start, min(end, start + limit))
         ]
 
-    def only_entries(self, rows: NDArray[np.int64], values: Float32Array) -> list[tuple[float, str, bytes]]:
+    def only_entries(self, rows: list[int], values: list[float]) -> list[tuple[float, str, bytes]]:
         """The items of rows (M,) that have one each, with a value (M,) before each."""
-        places = self.items[rows]
-        ids, metadata = self.ids, self.metadata
+        ids, metadata, id_ends, ends = self.ids, self.metadata, self._id_ends, self._metadata_ends
+        if not self._one_each:
+            items = self._items
+            rows = [items[row] for row in rows]
         return [
-            (value, ids[start:end].decode(), metadata[first:last])
-            for value, start, end, first, last in zip(
-                values.tolist(),
-                self.id_ends[places].tolist(),
-                self.id_ends[places + 1].tolist(),
-                self.metadata_ends[places].tolist(),
-                self.metadata_ends[places + 1].tolist(),
-                strict=True,
-            )
+            (value, ids[id_ends[place] : id_ends[place + 1]].decode(), metadata[ends[place] : ends[place + 1]])
+            for value, place in zip(values, rows, strict=True)
         ]
 
 
@@ -149,11 +168,12 @@ def write_segment(
     medium: str,
     dimension: int,
     head: Head,
+    total: int,
     source: Source,
     graph: HnswGraph | None,
     report: GraphReport | None,
-) -> Path:
-    """Writes a segment, whole or not at all, and removes those of the medium that it makes needless.
+) -> tuple[Path, Segment]:
+    """Writes a segment, whole or not at all. It is mapped before others can see it, and so before they can remove it.
 
     Args:
         folder: of the index.
@@ -161,6 +181,7 @@ def write_segment(
         medium: whose vectors these are.
         dimension: their width.
         head: the commit that the source shows.
+        total: of the checksums of the items, as of then.
         source: the rows and items.
         graph: over all of the rows, or None.
         report: on the graph.
@@ -180,12 +201,13 @@ def write_segment(
             **asdict(head),
             "rows": rows,
             "items": items,
+            "total": total,
             "report": asdict(report) if report else None,
             "files": _hashed(building, names),
         }
         (building / MANIFEST).write_text(json.dumps({**content, "checksum": _checksum(content)}, indent=1))
-    _remove_others(folder, medium, path)
-    return path
+        segment = Segment(building, _manifest(content), dimension, graph)
+    return path, segment
 
 
 def candidates(folder: Path, medium: str) -> list[Path]:
@@ -199,12 +221,11 @@ def read_segment(path: Path, *, index_id: str, medium: str, dimension: int) -> S
     Raises:
         SegmentError: it is damaged, of another version, or of another index.
     """
-    content = read_manifest(path, index_id=index_id, medium=medium, dimension=dimension)
-    report = GraphReport(**content["report"]) if content["report"] else None
-    names = sorted(content["files"], key=lambda name: name != GRAPH)
+    manifest = read_manifest(path, index_id=index_id, medium=medium, dimension=dimension)
+    names = sorted(manifest.files, key=lambda name: name != GRAPH)
     graph = None
     with ThreadPoolExecutor(2) as pool:
-        checks = {name: _start_check(pool, path / name, content["files"][name]) for name in names}
+        checks = {name: _start_check(pool, path / name, *manifest.files[name]) for name in names}
         try:
             for name in names:
                 for check, expected in checks[name]:
@@ -212,15 +233,15 @@ def read_segment(path: Path, *, index_id: str, medium: str, dimension: int) -> S
                         raise SegmentError(f"{name} is not the one that was written")
                 if name == GRAPH:
                     # The other files are verified meanwhile.
-                    graph = HnswGraph.load(path / GRAPH, dimension=dimension, count=content["rows"])
-            return Segment(path, Head(content["sequence"], content["token"]), content["rows"], dimension, graph, report)
+                    graph = HnswGraph.load(path / GRAPH, dimension=dimension, count=manifest.rows)
+            return Segment(path, manifest, dimension, graph)
         except (OSError, ValueError) as error:
             raise SegmentError(f"it cannot be read ({error})") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def read_manifest(path: Path, *, index_id: str, medium: str, dimension: int) -> dict[str, Any]:
+def read_manifest(path: Path, *, index_id: str, medium: str, dimension: int) -> Manifest:
     """The description of a segment.
 
     Raises:
@@ -235,7 +256,47 @@ def read_manifest(path: Path, *, index_id: str, medium: str, dimension: int) -> 
     for key, value in _description(index_id=index_id, medium=medium, dimension=dimension).items():
         if content.get(key) != value:
             raise SegmentError(f"its {key} is {content.get(key)!r}, expected {value!r}")
-    return content
+    return _manifest(content)
+
+
+def _manifest(content: Mapping[str, Any]) -> Manifest:
+    try:
+        report = None if content["report"] is None else GraphReport(**content["report"])
+        manifest = Manifest(
+            head=Head(content["sequence"], content["token"]),
+            rows=content["rows"],
+            total=content["total"],
+            report=report,
+            files={name: (file["bytes"], file["sha256"]) for name, file in content["files"].items()},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SegmentError(f"its manifest is not whole ({error!r})") from error
+    sound = (
+        _are_counts(manifest.head.sequence, manifest.rows, manifest.total)
+        and _are(str, manifest.head.token)
+        and manifest.files.keys() - {GRAPH} == set(_FILES)
+        and all(_are_counts(size) and _are(list, pieces) for size, pieces in manifest.files.values())
+    )
+    if report is not None:
+        sound = sound and (
+            _are(str, report.graph)
+            and _are_counts(report.count, report.effort)
+            and _are((int, float), report.recall, report.seconds)
+            and _are(bool, report.accepted)
+        )
+    if GRAPH in manifest.files:
+        sound = sound and report is not None and report.accepted and report.effort > 0
+    if not sound:
+        raise SegmentError("its manifest holds values that no segment has")
+    return manifest
+
+
+def _are(kind: type | tuple[type, ...], *values: object) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
+def _are_counts(*values: object) -> bool:
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -246,10 +307,19 @@ def remove_abandoned(folder: Path) -> None:
                 shutil.rmtree(path)
 
 
-def _remove_others(folder: Path, medium: str, kept: Path) -> None:
-    # Other processes keep the files that they have mapped; on the disk the names go.
+def remove_others(folder: Path, medium: str, kept: Path, is_wanted: Callable[[Path], bool]) -> None:
+    """Deletes the segments of a medium that a new one makes needless.
+
+    Other processes keep the files that they have mapped; on the disk the names go. Several may do this at once.
+
+    Args:
+        folder: of the index.
+        medium: whose segments.
+        kept: the new one.
+        is_wanted: whether one with a higher number is of this history, and so a newer one, of another process.
+    """
     for path in candidates(folder, medium):
-        if path != kept and _sequence(path) <= _sequence(kept):
+        if path != kept and (_sequence(path) <= _sequence(kept) or not is_wanted(path)):
             shutil.rmtree(path, ignore_errors=True)
     for old in (folder / f"graph.{medium}.hnsw", folder / f"graph.{medium}.json"):  # of format 1
         with suppress(OSError):
@@ -307,14 +377,17 @@ def _hashed(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         }
 
 
-def _start_check(pool: ThreadPoolExecutor, path: Path, written: Mapping[str, Any]) -> Sequence[tuple[Future[str], str]]:
+def _start_check(
+    pool: ThreadPoolExecutor, path: Path, written: int, expected: Sequence[str]
+) -> Sequence[tuple[Future[str], str]]:
     try:
         size = path.stat().st_size
+        pieces = _pieces(pool, path)
     except OSError as error:
         raise SegmentError(f"it cannot be read ({error})") from error
-    if size != written["bytes"]:
+    if size != written or len(pieces) != len(expected):
         raise SegmentError(f"{path.name} is not the one that was written: it has {size:,} bytes")
-    return list(zip(_pieces(pool, path), written["sha256"], strict=True))
+    return list(zip(pieces, expected, strict=True))
 
 
 def _pieces(pool: ThreadPoolExecutor, path: Path) -> list[Future[str]]:

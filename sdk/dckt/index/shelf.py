@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,8 @@ from dckt.index.exact import (
     similarities,
 )
 from dckt.index.filters import Match
-from dckt.index.hnsw import NEIGHBOURS, RECALL_TARGET, TUNING_QUERIES, HnswGraph, disturbed, tenth_best
-from dckt.index.schema import Head
+from dckt.index.hnsw import EFFORTS, NEIGHBOURS, RECALL_TARGET, TUNING_QUERIES, HnswGraph, disturbed, tenth_best
+from dckt.index.schema import Head, added
 from dckt.index.segment import GraphReport, Segment
 from dckt.index.store import Change, Contents, Entry, Tuned
 from dckt.index.vectors import Float32Array, float32_error
@@ -49,6 +50,10 @@ MEASURED_SHARE = 0.25
 MAX_EFFORT = 4096
 # Queries that are multiplied with the matrix at once: bounds the product at this many numbers.
 _PRODUCT_NUMBERS = 2**24
+# The work of exact search that takes as long as one step of effort in a graph, about a microsecond.
+_BY_ROW, _BY_COLUMN = 3300, 13_000
+# A page that may be all one tie counts as one of this many times the effort.
+_FLAT = 8
 # Rows that are added to a graph while searches wait.
 _GROWTH = 128
 # Queries that are looked up in the graph at once, and up to how many of them are put together one by one.
@@ -69,6 +74,7 @@ class Shelf:
         head: the commit that it shows.
         segment: what its first rows are mapped from, or None.
         items: how many.
+        total: of their checksums in SQLite.
         graph: over the first :attr:`covered` rows, or None.
         covered: how many rows the graph was built from.
         report: what was measured when a graph was last built, accepted or not.
@@ -90,6 +96,7 @@ class Shelf:
         self._counts = np.diff(segment.items).astype(np.int32) if segment else np.zeros(0, dtype=np.int32)
         self._entries: dict[int, list[Entry]] = {}
         self.items = int(self._counts.sum())
+        self.total = segment.total if segment else 0
         self._unused = int((self._counts == 0).sum())
         self._columns: Columns | None = None
         self._ranks: NDArray[np.int64] | None = None
@@ -112,7 +119,7 @@ class Shelf:
         shelf._rows = len(contents.labels)
         shelf._entries = dict(enumerate(contents.postings))
         shelf._counts = np.array([len(entries) for entries in contents.postings], dtype=np.int32)
-        shelf.items = int(shelf._counts.sum())
+        shelf.items, shelf.total = int(shelf._counts.sum()), contents.total
         shelf._unused = int((shelf._counts == 0).sum())
         return shelf
 
@@ -141,12 +148,14 @@ class Shelf:
         """(N,) whether a row has items."""
         return self._counts[: self._rows] > 0
 
-    def parts(self, first: int = 0) -> list[Float32Array]:
-        """The rows from ``first`` on, one array after the other, not copied."""
-        tail = self._tail[max(0, first - self._mapped) : self._rows - self._mapped]
+    def parts(self, first: int = 0, end: int | None = None) -> list[Float32Array]:
+        """The rows from ``first`` on, up to ``end``, one array after the other, not copied."""
+        end = self._rows if end is None else end
+        tail = self._tail[max(0, first - self._mapped) : max(0, end - self._mapped)]
         if self.segment is None or first >= self._mapped:
             return [tail]
-        return [self.segment.vectors[first:], tail] if len(tail) else [self.segment.vectors[first:]]
+        mapped = self.segment.vectors[first:end]
+        return [mapped, tail] if len(tail) else [mapped]
 
     def entries(self, row: int, limit: int) -> list[Entry]:
         """The first items of a row, at most so many, ids ascending."""
@@ -159,9 +168,9 @@ class Shelf:
     def gathered(self, rows: NDArray[np.int64]) -> Float32Array:
         """The vectors of some rows, (M, D)."""
         if self.segment is None:
-            return self._tail[rows]
+            return self._tail.take(rows, axis=0)
         if self._rows == self._mapped:
-            return self.segment.vectors[rows]
+            return self.segment.vectors.take(rows, axis=0)
         vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
         mapped = rows < self._mapped
         vectors[mapped] = self.segment.vectors[rows[mapped]]
@@ -201,7 +210,8 @@ class Shelf:
             self.items += after - before
             self._unused += (after == 0) - (before == 0)
         self.head, self._ranks = head, None
-        return self.items == change.items
+        self.total = added(self.total, change.more)
+        return (self.items, self.total) == (change.items, change.total)
 
     def changed_share(self) -> float:
         """The share of the rows that is in memory because it differs from the segment."""
@@ -248,7 +258,7 @@ class Shelf:
         if self.kind == "exact" or not len(self):
             return False
         if self.graph is not None:
-            return self.unused_share() > UNUSED_LIMIT
+            return self.is_worn()
         if self.report and not self.report.accepted:
             # A graph that was measured and refused is tried again when the collection has doubled.
             return len(self) >= 2 * self.report.count
@@ -260,6 +270,11 @@ class Shelf:
             return False
         limit = min(TAIL_WORK // (self.dimension + 45), max(1, len(self.graph) // 4))
         return self._rows - self.covered > limit
+
+    def is_worn(self) -> bool:
+        """Whether no item uses too many of the rows any more: those in the graph, or all where there is none."""
+        share = self.unused_share() if self.graph is not None else self._unused / max(1, self._rows)
+        return share > UNUSED_LIMIT
 
     def in_graph(self) -> int:
         """How many unique vectors that are in use the graph covers."""
@@ -326,6 +341,11 @@ class Shelf:
         self.covered = report.count if graph else 0
         self.effort, self.recall = report.effort, report.recall
 
+    def refuse(self) -> None:
+        """Goes on without a graph, because making one failed; it is tried again when the collection has doubled."""
+        name, count = secrets.token_hex(8), len(self)
+        self.attach(None, GraphReport(graph=name, count=count, effort=0, recall=0.0, accepted=False, seconds=0.0))
+
     def inherit(self, other: Shelf) -> None:
         """Takes over what was measured and asked for on another shelf of the same vectors."""
         self.report, self.effort, self.recall = other.report, other.effort, other.recall
@@ -354,36 +374,42 @@ class Shelf:
     def measured(self, graph: HnswGraph, target: float, queries: Float32Array | None = None) -> tuple[int, float, int]:
         """The effort with which a graph reaches a recall, the recall, and with how many queries it was measured.
 
+        The shelf may change meanwhile: the vectors of a row never do, and which rows count is noted first.
+
         Args:
             graph: over the first rows.
             target: the recall.
             queries: (Q, D); None takes a sample of the rows, disturbed.
         """
         used = self.used()[: len(graph)]
+        if not used.any():
+            return EFFORTS[0], 1.0, 0
         if queries is None:
             queries = self._sample(graph, np.flatnonzero(used))
-        floors = tenth_best(self.parts(), used, queries)
+        floors = tenth_best(self.parts(end=len(graph)), used, queries)
         return *graph.tune(queries, floors, used, target), len(queries)
 
     def _sample(self, graph: HnswGraph, rows: NDArray[np.int64]) -> Float32Array:
         """Queries to measure with, (Q, D).
 
-        A row is easier to find than a new vector like it, because the graph was built around it. So one half are rows
-        that are moved as far as their neighbours are apart, in a direction in which they are; the others are rows that
-        are disturbed in any direction. Queries of another kind are for :meth:`dckt.index.Index.tune`.
+        A row is easier to find than a new vector like it, because the graph was built around it. So rows are moved as
+        far as some of their 200 nearest are apart, in a direction in which they are. Their recall is then, at any
+        effort, that of vectors that were held out (class probabilities, 10 and 200 wide, 100,000 rows); fewer than 200
+        flatter, and rows that are disturbed in any direction are harder to find in 10 dimensions and easier in 200.
+        Queries of another kind are for :meth:`dckt.index.Index.tune`.
         """
         generator = np.random.default_rng(0)
         chosen = self.gathered(rows[generator.permutation(len(rows))[:TUNING_QUERIES]])
         queries = disturbed(chosen, 0)
-        pages = graph.nearest(chosen[::2], 2 * NEIGHBOURS)
+        pages = graph.nearest(chosen, min(20 * NEIGHBOURS, max(2 * NEIGHBOURS, len(rows) // 100)))
         if pages is not None:
             near, _ = pages
             columns = generator.integers(0, near.shape[1], (2, len(near)))
             one, other = (self.gathered(near[np.arange(len(near)), column]) for column in columns)
-            moved = chosen[::2] + one - other
+            moved = chosen + one - other
             lengths = np.linalg.norm(moved, axis=1, keepdims=True)
-            # What cancels out stays as it was.
-            queries[::2] = np.where(lengths > 0.1, moved / np.maximum(lengths, 0.1), queries[::2])
+            # What cancels out is disturbed.
+            queries = np.where(lengths > 0.1, moved / np.maximum(lengths, 0.1), queries)
         return queries
 
     # --- searching ---
@@ -444,17 +470,19 @@ class Shelf:
         tails = None
         if self._rows > self.covered:
             tails = np.concatenate([products(part, queries) for part in self.parts(self.covered)], axis=1)
+        segment = self.segment if self._all_single() else None
         found = []
         for place, query in enumerate(queries):
             rows = self._page_rows(pages[0][place], pages[1][place], k)
             if rows is None:
-                found += self._try_harder(query[None], k, effort)
+                flat = self._is_flat(pages[1][place, 0], pages[1][place, -1])
+                found += self._try_harder(query[None], k, _FLAT * effort if flat else effort)
                 continue
             if tails is not None:
                 rows = np.concatenate([rows, self._best_rows(tails[place], k, first=self.covered)])
             scores = similarities(self.gathered(rows), query)
-            if self.segment is not None and self._all_single():
-                hits = self.segment.only_entries(rows, -scores)
+            if segment is not None:
+                hits = segment.only_entries(rows.tolist(), (-scores).tolist())
                 hits.sort()
                 del hits[k:]
                 found.append(hits)
@@ -481,10 +509,12 @@ class Shelf:
         ends = (distances <= limits[:, None]).sum(axis=1)
         width = int(ends[sure].max(initial=0))
         found: list[list[Found]] = [[]] * len(queries)
-        unsure = (~sure).nonzero()[0]
-        if len(unsure):
-            for place, hits in zip(unsure.tolist(), self._try_harder(queries[unsure], k, effort), strict=True):
-                found[place] = hits
+        flat = self._is_flat(distances[:, 0], distances[:, -1])
+        for unsure, tried in ((~sure & ~flat, effort), (~sure & flat, _FLAT * effort)):
+            if unsure.any():
+                hits_of = self._try_harder(queries[unsure], k, tried)
+                for place, hits in zip(unsure.nonzero()[0].tolist(), hits_of, strict=True):
+                    found[place] = hits
         step = max(1, _EXPANDED_NUMBERS // max(1, width * self.dimension))
         places = sure.nonzero()[0]
         for start in range(0, len(places), step):
@@ -518,7 +548,7 @@ class Shelf:
             return
         # Every row has one item, so the first k rows and what ties with the last of them are all that is needed.
         needed = values <= values[:, k - 1 : k]
-        entries = segment.only_entries(rows[needed], values[needed])
+        entries = segment.only_entries(rows[needed].tolist(), values[needed].tolist())
         start = 0
         for place, count in zip(places.tolist(), needed.sum(axis=1).tolist(), strict=True):
             hits = entries[start : start + count]
@@ -527,13 +557,22 @@ class Shelf:
             found[place] = hits
             start += count
 
+    def _is_flat(self, nearest: NDArray[np.float32], last: NDArray[np.float32]) -> Any:
+        """Whether all of a page may be one tie, so that many more are needed to see the end of it."""
+        return nearest + self._error >= last - self._error
+
     def _try_harder(self, queries: Float32Array, k: int, effort: int) -> list[list[Found]]:
         wider = self._wider(effort)
         return self._search_graph(queries, k, wider, 1) if wider else self._search_exactly(queries, k)
 
     def _wider(self, effort: int) -> int:
-        """The next effort to try, or 0."""
-        return 2 * effort if 2 * effort <= min(MAX_EFFORT, self.covered // 2) else 0
+        """The next effort to try, or 0 where exact search is faster."""
+        exact = self._rows * (self.dimension + 45) // (_BY_COLUMN if self._by_column() else _BY_ROW)
+        return 4 * effort if 4 * effort <= min(MAX_EFFORT, self.covered // 2, exact) else 0
+
+    def _by_column(self) -> bool:
+        """Whether exact search of one query goes by column."""
+        return self._rows * self.dimension <= COLUMN_NUMBERS
 
     def _page_rows(self, rows: NDArray[np.int64], distances: Float32Array, k: int) -> NDArray[np.int64] | None:
         """The rows of a page that hold the best k items of the graph; None when the page is too short to say.
@@ -584,7 +623,7 @@ class Shelf:
     def _products(self, queries: Float32Array) -> tuple[Float32Array, float]:
         """Inner products with every row, (Q, N) float32, and how far apart two of one true score can be."""
         error = float32_error(self.dimension)
-        if len(queries) == 1 and self._rows * self.dimension <= COLUMN_NUMBERS:
+        if len(queries) == 1 and self._by_column():
             columns = self._columns
             if columns is None or 4 * len(columns) < 3 * self._rows:
                 columns = self._columns = Columns(np.concatenate(self.parts()))
@@ -676,6 +715,15 @@ class Shelf:
             return [entry for entry in self.entries(row, _EVERYTHING) if entry[0] in ids][:limit]
 
         return ranked(best, similarities(self.gathered(best), query), entries, k)
+
+    def matching_rows(self, matches: Match, parse: Callable[[bytes], dict[str, object]]) -> dict[int, set[str]]:
+        """Ids by row of the items whose metadata pass; reads them all."""
+        found = {}
+        for row in np.flatnonzero(self.used()).tolist():
+            ids = {item for item, metadata in self.entries(row, _EVERYTHING) if matches(parse(metadata))}
+            if ids:
+                found[row] = ids
+        return found
 
     def allowed_rows(self, pairs: list[tuple[int, str]]) -> dict[int, set[str]]:
         """Ids by row, from labels and ids; what is not known here is left out."""

@@ -29,9 +29,9 @@ from dckt.index.results import Item
 from dckt.index.schema import INDEX_VERSION as INDEX_VERSION
 from dckt.index.schema import ITEMS as ITEMS
 from dckt.index.schema import KINDS as KINDS
+from dckt.index.schema import Checksums, added, connect, corrupt, errors_of
 from dckt.index.schema import Head as Head
 from dckt.index.schema import IndexMeta as IndexMeta
-from dckt.index.schema import connect, corrupt, digest, errors_of, item_checksum, removal_checksum, second_checksum
 from dckt.index.vectors import Float32Array
 
 # An index up to this size is read and checked whole on opening, which takes about a tenth of a second; up to the other,
@@ -52,11 +52,13 @@ class Contents:
         labels: (N,) int64, ascending.
         matrix: (N, D) float32.
         postings: for every vector the items that share it, ids ascending.
+        total: of the checksums of the items.
     """
 
     labels: NDArray[np.int64]
     matrix: Float32Array
     postings: list[list[Entry]]
+    total: int
 
 
 @dataclass(kw_only=True)
@@ -67,13 +69,17 @@ class Change:
         removed: (label, id) of items that are gone or replaced; one that is not there is gone already.
         added: (label, id, metadata as JSON) of items that are new or replaced.
         vectors: by label, ascending, each vector that was not there before.
+        more: by how much it changes the total of the items' checksums.
         items: how many there are after it.
+        total: of their checksums.
     """
 
     removed: list[tuple[int, str]] = field(default_factory=list)
     added: list[tuple[int, str, str]] = field(default_factory=list)
     vectors: dict[int, Float32Array] = field(default_factory=dict)
+    more: int = 0
     items: int = 0
+    total: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,10 @@ class ItemStore:
         self.meta = meta
         self.immutable = mode == "immutable"
         self._mode = mode
+        self._checksums = Checksums(meta.index_id)
         self._writer = writer
         self._watch = connect(path, mode=mode)
         self._watching = threading.Lock()
-        self._version = -1
         self._signature = self._files() if self.immutable else None
         # Connections that nobody reads with now. Each borrower has one alone, so readers do not wait for each other.
         self._idle: list[sqlite3.Connection] = []
@@ -159,27 +165,28 @@ class ItemStore:
 
     # --- watching ---
 
-    def changed(self) -> bool:
-        """Whether anything was committed since the last call, by anyone. Costs some microseconds."""
+    def version(self) -> int:
+        """Another number after every commit, by anyone. Costs some microseconds.
+
+        What is read after it was asked for is at least as new as it.
+        """
         if self._signature is not None:
             if self._files() != self._signature:
                 raise IndexFolderError(
                     f"{self.path}: was opened where it cannot be written, and was changed since; open it again"
                 )
-            return False
+            return 0
         with self._watching:
             try:
-                version = self._watch.execute("PRAGMA data_version").fetchone()[0]
+                return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
             except sqlite3.Error:
                 with errors_of(self.path):
                     raise
-            seen, self._version = self._version, version
-            return bool(version != seen)
 
     def head(self) -> Head:
         """The last commit."""
-        with self._reading() as connection:
-            return self._head(connection)
+        with self._snapshot() as connection:
+            return self._state(connection)[0]
 
     # --- reading ---
 
@@ -190,8 +197,8 @@ class ItemStore:
             IndexCorruptError: a row is damaged.
         """
         with self._snapshot() as connection:
-            count = dict(self._media(connection)).get(medium, 0)
-            return self._head(connection), self._load_medium(connection, medium, count)
+            head, media = self._state(connection)
+            return head, self._load_medium(connection, medium, media.get(medium, (0, 0)))
 
     def holds(self, head: Head) -> bool:
         """Whether the log knows a commit."""
@@ -214,32 +221,35 @@ class ItemStore:
             row = connection.execute("SELECT token FROM commits WHERE sequence = ?", (since.sequence,)).fetchone()
             if row is None or row[0] != since.token:
                 return None
-            items = dict(self._media(connection)).get(medium, 0)
-            change = Change(items=items)
-            for sequence, item, label, checksum in connection.execute(
-                "SELECT sequence, id, label, checksum FROM removals WHERE medium = ? AND sequence > ?",
-                (medium, since.sequence),
+            head, media = self._state(connection)
+            change = Change()
+            change.items, change.total = media.get(medium, (0, 0))
+            last = self._last_label(connection, known)
+            for row in connection.execute(
+                f"SELECT {_REMOVAL} FROM removals WHERE medium = ? AND sequence > ?", (medium, since.sequence)
             ):
-                if checksum != removal_checksum(medium, sequence, item, label):
-                    raise self._corrupt(f"what the log says of the {medium} item {item!r} was altered")
-                change.removed.append((label, item))
+                self._check_removal(row, last)
+                change.removed.append((row[3], row[2]))
+                if row[4] <= since.sequence:  # else it came and went
+                    change.more -= row[5]
             for row in connection.execute(
                 f"SELECT {_ITEM} FROM items WHERE medium = ? AND sequence > ?", (medium, since.sequence)
             ):
                 self._check_item(row, medium)
                 change.added.append((row[2], row[1], row[3]))
+                change.more += row[5]
             fresh = sorted({label for label, _, _ in change.added if label > known})
             for part in _parts(fresh):
                 for label, vector in self._vectors(connection, medium, part):
                     change.vectors[label] = vector
             if len(change.vectors) != len(fresh):
                 raise self._corrupt(f"{len(fresh) - len(change.vectors)} vectors of {medium} items are missing")
-            return self._head(connection), change
+            return head, change
 
     def media(self) -> dict[str, int]:
         """How many items of each medium."""
-        with self._reading() as connection:
-            return dict(self._media(connection))
+        with self._snapshot() as connection:
+            return {medium: items for medium, (items, _) in self._state(connection)[1].items()}
 
     def metadata(self, medium: str, item: str) -> dict[str, Any] | None:
         """Of one item, or None."""
@@ -280,12 +290,11 @@ class ItemStore:
         found = {}
         with self._reading() as connection:
             for part in _parts(ids):
-                for item, vector, checksum in connection.execute(
-                    f"SELECT id, vector, checksum FROM seconds WHERE medium = ? AND id IN ({_marks(part)})",
-                    (medium, *part),
+                for row in connection.execute(
+                    f"SELECT {_SECOND} WHERE items.medium = ? AND items.id IN ({_marks(part)})", (medium, *part)
                 ):
-                    self._check_second(medium, item, vector, checksum)
-                    found[item] = np.frombuffer(vector, dtype=np.float32)
+                    self._check_second(row)
+                    found[row[1]] = np.frombuffer(row[3], dtype=np.float32)
         return found
 
     def contents(self, medium: str, ids: Iterable[str]) -> dict[str, str]:
@@ -341,7 +350,7 @@ class ItemStore:
         sql, parameters = _condition(medium, where)
         with self._snapshot() as connection:
             rows = connection.execute(f"SELECT label, id FROM items WHERE {sql}", parameters).fetchall()
-            return self._head(connection), rows
+            return self._state(connection)[0], rows
 
     def tuned(self) -> dict[str, Tuned]:
         """By medium, what was asked of graphs."""
@@ -376,7 +385,7 @@ class ItemStore:
         with errors_of(self.path):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
-                yield self._head(self._writer)
+                yield self._state(self._writer)[0]
             finally:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
@@ -410,46 +419,47 @@ class ItemStore:
         Raises:
             ItemError: ids are there already; all of them are named.
         """
-        before = {item: label for part in _parts(ids) for item, label in _labels_of(self._writer, medium, part).items()}
+        before = self._rows_of(medium, ids)
         if before and not upsert:
             raise ItemError(
                 f"{len(before)} of {len(ids)} {medium} ids are in the index already: {shown(sorted(before))}; "
                 "choose others, leave them out, or replace them with upsert"
             )
-        head, change = self._next(medium, len(ids) - len(before))
+        head, change = self._next(), Change()
         labels = self._label_vectors(change, medium, vectors)
-        self._writer.executemany(
-            "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    medium, item, label, text, head.sequence,
-                    item_checksum(medium, item, label, text, head.sequence, content), content,
-                )
-                for item, label, text, content in zip(ids, labels, metadata, contents or [None] * len(ids), strict=True)
-            ],
-        )  # fmt: skip
+        rows = [
+            (
+                medium, item, label, text, head.sequence,
+                self._checksums.item(medium, item, label, text, head.sequence, content), content,
+            )
+            for item, label, text, content in zip(ids, labels, metadata, contents or [None] * len(ids), strict=True)
+        ]  # fmt: skip
+        self._writer.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         if seconds is not None:
             blobs = [row.tobytes() for row in seconds]
             self._writer.executemany(
                 "INSERT OR REPLACE INTO seconds VALUES (?, ?, ?, ?)",
                 [
-                    (medium, item, blob, second_checksum(medium, item, blob))
+                    (medium, item, blob, self._checksums.second(medium, item, head.sequence, blob))
                     for item, blob in zip(ids, blobs, strict=True)
                 ],
             )
         change.added = list(zip(labels, ids, metadata, strict=True))
+        change.more = sum(row[5] for row in rows)
         self._remove(change, medium, head, before)
+        self._seal(change, medium, head, len(ids) - len(before))
         return head, change
 
     def delete(self, medium: str, ids: Sequence[str]) -> tuple[Head, Change]:
         """Deletes those of the ids that there are, inside a transaction."""
-        before = {item: label for part in _parts(ids) for item, label in _labels_of(self._writer, medium, part).items()}
-        head, change = self._next(medium, -len(before))
+        before = self._rows_of(medium, ids)
+        head, change = self._next(), Change()
         gone = [(medium, item) for item in before]
         self._writer.executemany("DELETE FROM items WHERE medium = ? AND id = ?", gone)
         if self.meta.second:
             self._writer.executemany("DELETE FROM seconds WHERE medium = ? AND id = ?", gone)
         self._remove(change, medium, head, before)
+        self._seal(change, medium, head, -len(before))
         return head, change
 
     def remember(self, medium: str, tuned: Tuned) -> None:
@@ -477,17 +487,32 @@ class ItemStore:
 
     # --- inside a transaction ---
 
-    def _next(self, medium: str, more: int) -> tuple[Head, Change]:
-        head = Head(self._head(self._writer).sequence + 1, schema.new_token())
-        self._writer.execute("INSERT INTO commits VALUES (?, ?)", (head.sequence, head.token))
-        items = dict(self._media(self._writer)).get(medium, 0) + more
-        self._writer.execute("INSERT OR REPLACE INTO media VALUES (?, ?)", (medium, items))
-        return head, Change(items=items)
+    def _next(self) -> Head:
+        return Head(self._state(self._writer)[0].sequence + 1, schema.new_token())
+
+    def _seal(self, change: Change, medium: str, head: Head, more: int) -> None:
+        """Stores how many items there are now, the total of their checksums, and the commit."""
+        items, total = self._state(self._writer)[1].get(medium, (0, 0))
+        change.items, change.total = items + more, added(total, change.more)
+        self._writer.execute("INSERT OR REPLACE INTO media VALUES (?, ?, ?)", (medium, change.items, change.total))
+        checksum = self._checksums.commit(head, self._media(self._writer))
+        self._writer.execute("INSERT INTO commits VALUES (?, ?, ?)", (head.sequence, head.token, checksum))
+
+    def _rows_of(self, medium: str, ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+        """The rows of those of the ids that there are, by id."""
+        rows = {}
+        for part in _parts(ids):
+            for row in self._writer.execute(
+                f"SELECT {_ITEM} FROM items WHERE medium = ? AND id IN ({_marks(part)})", (medium, *part)
+            ):
+                self._check_item(row, medium)
+                rows[row[1]] = row
+        return rows
 
     def _label_vectors(self, change: Change, medium: str, vectors: Float32Array) -> list[int]:
         """The label of every row; vectors that are new are stored and put into the change."""
         blobs = [row.tobytes() for row in vectors]
-        digests = [digest(blob) for blob in blobs]
+        digests = [self._checksums.digest(blob) for blob in blobs]
         rows = dict(zip(digests, range(len(digests)), strict=True))
         labels = self._labels_by_digest(medium, rows)
         fresh = {key: row for key, row in rows.items() if key not in labels}
@@ -495,10 +520,10 @@ class ItemStore:
             "INSERT INTO vectors (medium, digest, vector) VALUES (?, ?, ?)",
             [(medium, key, blobs[row]) for key, row in fresh.items()],
         )
-        added = self._labels_by_digest(medium, fresh)
-        for key, label in sorted(added.items(), key=lambda pair: pair[1]):
+        given = self._labels_by_digest(medium, fresh)
+        for key, label in sorted(given.items(), key=lambda pair: pair[1]):
             change.vectors[label] = vectors[fresh[key]]
-        labels.update(added)
+        labels.update(given)
         return [labels[key] for key in digests]
 
     def _labels_by_digest(self, medium: str, digests: Iterable[bytes]) -> dict[bytes, int]:
@@ -512,19 +537,18 @@ class ItemStore:
             )
         return labels
 
-    def _remove(self, change: Change, medium: str, head: Head, before: Mapping[str, int]) -> None:
+    def _remove(self, change: Change, medium: str, head: Head, before: Mapping[str, tuple[Any, ...]]) -> None:
         """Logs which items left which vectors, and drops the vectors that none uses any more."""
-        change.removed = [(label, item) for item, label in before.items()]
+        change.removed = [(row[2], item) for item, row in before.items()]
+        change.more -= sum(row[5] for row in before.values())
+        removals = [(medium, head.sequence, item, row[2], row[4], row[5]) for item, row in before.items()]
         self._writer.executemany(
-            "INSERT INTO removals VALUES (?, ?, ?, ?, ?)",
-            [
-                (medium, head.sequence, item, label, removal_checksum(medium, head.sequence, item, label))
-                for item, label in before.items()
-            ],
+            f"INSERT INTO removals ({_REMOVAL}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(*removal, self._checksums.removal(*removal)) for removal in removals],
         )
         self._writer.executemany(
             "DELETE FROM vectors WHERE label = :label AND NOT EXISTS (SELECT 1 FROM items WHERE label = :label)",
-            [{"label": label} for label in set(before.values())],
+            [{"label": label} for label in {row[2] for row in before.values()}],
         )
 
     # --- connections ---
@@ -567,14 +591,29 @@ class ItemStore:
 
     # --- rows ---
 
-    def _head(self, connection: sqlite3.Connection) -> Head:
-        row = connection.execute("SELECT sequence, token FROM commits ORDER BY sequence DESC LIMIT 1").fetchone()
-        if row is None or not isinstance(row[0], int) or not isinstance(row[1], str):
+    def _state(self, connection: sqlite3.Connection) -> tuple[Head, dict[str, tuple[int, int]]]:
+        """The last commit, and what it says of each medium: how many items, and the total of their checksums."""
+        row = connection.execute(
+            "SELECT sequence, token, checksum FROM commits ORDER BY sequence DESC LIMIT 1"
+        ).fetchone()
+        if row is None:
             raise self._corrupt("its log holds no commit")
-        return Head(*row)
+        head = Head(*row[:2])
+        media = self._media(connection)
+        if row[2] != self._checksums.commit(head, media):
+            raise self._corrupt("its last commit says something else of its media")
+        return head, {medium: (items, total) for medium, items, total in media}
 
-    def _media(self, connection: sqlite3.Connection) -> list[tuple[str, int]]:
-        return connection.execute("SELECT medium, items FROM media ORDER BY medium").fetchall()
+    def _media(self, connection: sqlite3.Connection) -> list[tuple[str, int, int]]:
+        return connection.execute("SELECT medium, items, total FROM media ORDER BY medium").fetchall()
+
+    def _last_label(self, connection: sqlite3.Connection, known: int = 0) -> int:
+        """The last label that was given, which is at least a known one."""
+        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'vectors'").fetchone()
+        last = row[0] if row and isinstance(row[0], int) else 0
+        if known > last:
+            raise self._corrupt(f"it would give the label {known} for a second time")
+        return last
 
     def _vectors(
         self, connection: sqlite3.Connection, medium: str, labels: Sequence[int]
@@ -587,7 +626,7 @@ class ItemStore:
             self._check_vector(label, key, vector)
             yield label, np.frombuffer(vector, dtype=np.float32)
 
-    def _load_medium(self, connection: sqlite3.Connection, medium: str, count: int) -> Contents:
+    def _load_medium(self, connection: sqlite3.Connection, medium: str, said: tuple[int, int]) -> Contents:
         labels: list[int] = []
         blobs: list[bytes] = []
         for label, key, vector in connection.execute(
@@ -599,7 +638,7 @@ class ItemStore:
         places = dict(zip(labels, range(len(labels)), strict=True))
         postings: list[list[Entry]] = [[] for _ in labels]
         before = ""
-        loaded = 0
+        loaded = total = 0
         for row in connection.execute(f"SELECT {_ITEM} FROM items WHERE medium = ? ORDER BY id", (medium,)):
             self._check_item(row, medium)
             item, label = row[1:3]
@@ -609,68 +648,89 @@ class ItemStore:
             postings[places[label]].append((item, row[3].encode()))
             before = item
             loaded += 1
-        if loaded != count:
-            raise self._corrupt(f"it holds {loaded} {medium} items and says {count}")
+            total = added(total, row[5])
+        self._check_total(medium, (loaded, total), said)
         matrix = np.frombuffer(b"".join(blobs), dtype=np.float32)
         return Contents(
             labels=np.array(labels, dtype=np.int64),
             matrix=matrix.reshape(len(labels), self.meta.dimension),
             postings=postings,
+            total=total,
         )
 
     def _verify(self, connection: sqlite3.Connection) -> None:
-        self._head(connection)
+        _, media = self._state(connection)
         for label, key, vector in connection.execute("SELECT label, digest, vector FROM vectors"):
             self._check_vector(label, key, vector)
         before = ("", "")
+        counted: dict[str, tuple[int, int]] = {}
         for row in connection.execute(f"SELECT {_ITEM} FROM items ORDER BY medium, id"):
             self._check_item(row, row[0])
             if row[:2] <= before:
                 raise self._corrupt(f"the {row[0]} item {row[1]!r} was altered")
             before = row[:2]
-        counted = connection.execute("SELECT medium, count(*) FROM items GROUP BY medium ORDER BY medium").fetchall()
-        if counted != [row for row in self._media(connection) if row[1]]:
-            raise self._corrupt(f"it holds {counted} items and says {self._media(connection)}")
+            count, total = counted.get(row[0], (0, 0))
+            counted[row[0]] = count + 1, added(total, row[5])
+        for medium in media.keys() | counted.keys():
+            self._check_total(medium, counted.get(medium, (0, 0)), media.get(medium, (0, 0)))
         for item, medium in connection.execute(
             "SELECT id, medium FROM items WHERE NOT EXISTS "
             "(SELECT 1 FROM vectors WHERE vectors.label = items.label AND vectors.medium = items.medium)"
         ):
             raise self._corrupt(f"the {medium} item {item!r} has no vector")
-        for medium, sequence, item, label, checksum in connection.execute("SELECT * FROM removals"):
-            if checksum != removal_checksum(medium, sequence, item, label):
-                raise self._corrupt(f"what the log says of the {medium} item {item!r} was altered")
+        last = self._last_label(connection)
+        for row in connection.execute(f"SELECT {_REMOVAL} FROM removals"):
+            self._check_removal(row, last)
         if self.meta.second is None:
             return
-        number = 0
-        for medium, item, vector, checksum in connection.execute("SELECT medium, id, vector, checksum FROM seconds"):
-            self._check_second(medium, item, vector, checksum)
-            number += 1
-        if number != sum(count for _, count in counted):
-            raise self._corrupt(f"{number} items have a second vector, of {sum(count for _, count in counted)}")
+        for row in connection.execute(f"SELECT {_SECOND}"):
+            self._check_second(row)
+        number = connection.execute("SELECT count(*) FROM seconds").fetchone()[0]
+        items = sum(count for count, _ in counted.values())
+        if number != items:
+            raise self._corrupt(f"{number} items have a second vector, of {items}")
 
     def _check_vector(self, label: int, key: bytes, vector: object) -> None:
-        if not isinstance(vector, bytes) or len(vector) != 4 * self.meta.dimension or digest(vector) != key:
+        if not isinstance(vector, bytes) or len(vector) != 4 * self.meta.dimension:
+            raise self._corrupt(f"the vector with label {label} was altered")
+        if self._checksums.digest(vector) != key:
             raise self._corrupt(f"the vector with label {label} was altered")
 
     def _check_item(self, row: tuple[Any, ...], medium: str) -> None:
         if (
             row[0] != medium
             or not isinstance(row[1], str)
-            or row[5] != item_checksum(row[0], row[1], row[2], row[3], row[4], row[6])
+            or row[5] != self._checksums.item(row[0], row[1], row[2], row[3], row[4], row[6])
         ):
             raise self._corrupt(f"the {medium} item {row[1]!r} was altered")
 
-    def _check_second(self, medium: str, item: str, vector: object, checksum: int) -> None:
+    def _check_removal(self, row: tuple[Any, ...], last_label: int) -> None:
+        if row[6] != self._checksums.removal(*row[:6]) or row[3] > last_label:
+            raise self._corrupt(f"what the log says of the {row[0]} item {row[2]!r} was altered")
+
+    def _check_second(self, row: tuple[Any, ...]) -> None:
+        medium, item, sequence, vector, checksum = row
         width = 4 * (self.meta.second_dimension or 0)
         sound = isinstance(vector, bytes) and len(vector) == width and isinstance(item, str)
-        if not isinstance(vector, bytes) or not sound or checksum != second_checksum(medium, item, vector):
-            raise self._corrupt(f"the second vector of the {medium} item {item!r} was altered")
+        if not sound or checksum != self._checksums.second(medium, item, sequence, vector):
+            raise self._corrupt(f"the second vector of the {medium} item {item!r} was altered, or is missing")
+
+    def _check_total(self, medium: str, found: tuple[int, int], said: tuple[int, int]) -> None:
+        if found != said:
+            raise self._corrupt(
+                f"it holds {found[0]} {medium} items with the total {found[1]}, and says {said[0]} with {said[1]}"
+            )
 
     def _corrupt(self, what: str) -> IndexCorruptError:
         return corrupt(self.path, what)
 
 
 _ITEM = "medium, id, label, metadata, sequence, checksum, content"
+_REMOVAL = "medium, sequence, id, label, item_sequence, item_checksum, checksum"
+_SECOND = (
+    "items.medium, items.id, items.sequence, seconds.vector, seconds.checksum FROM items "
+    "LEFT JOIN seconds ON seconds.medium = items.medium AND seconds.id = items.id"
+)
 
 
 def _connect(path: Path) -> tuple[str, sqlite3.Connection]:

@@ -6,6 +6,7 @@ inner product is a cosine similarity.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -43,7 +44,7 @@ def unit_rows(vectors: ArrayLike, *, dimension: int) -> tuple[Float32Array, dict
     Raises:
         ItemError: the array as a whole is not (N, D) floating point.
     """
-    array = np.asarray(vectors)
+    array = _array(vectors)
     if not np.issubdtype(array.dtype, np.floating):
         raise ItemError(f"vectors have dtype {array.dtype}; expected float32 (float16 and float64 are converted)")
     if array.ndim != 2 or array.shape[1] != dimension:
@@ -99,23 +100,29 @@ def unit_queries(queries: ArrayLike, *, dimension: int) -> Float32Array:
     Raises:
         ItemError: see :func:`normalised`; a row is named by its place.
     """
-    array = np.asarray(queries)
+    array = _array(queries)
     if array.ndim == 2 and array.shape[1] == dimension and array.dtype.kind == "f":
-        wide = array.astype(np.float64)
-        if array.dtype == np.float64:  # the only ones whose squares leave float64
+        wide = array.astype(np.float64, order="C")
+        if array.itemsize >= 8:  # the only ones whose squares leave float64
             with np.errstate(over="ignore"):
                 squares = np.vecdot(wide, wide)
         else:
             squares = np.vecdot(wide, wide)
-        if len(array) == 1 and 1e-200 < (square := float(squares[0])) < 1e200:
-            wide /= square**0.5
-            row = wide.astype(np.float32)
-            row += _ZERO
-            return row
+        if len(array) == 1 and 1e-200 < (square := squares.item()) < 1e200:
+            row = (wide / math.sqrt(square)).astype(np.float32)
+            return np.add(row, _ZERO, row)
         # NaN compares as false. Squares of numbers far outside of this leave float64.
         if len(array) == 0 or (squares.min() > 1e-200 and squares.max() < 1e200):
             wide /= np.sqrt(squares)[:, None]
             rows = wide.astype(np.float32)
             rows += _ZERO  # -0.0 becomes 0.0
             return rows
-    return normalised(array, dimension=dimension, names=[f"query {place}" for place in range(len(array))])
+    names = [f"query {place}" for place in range(array.shape[0] if array.ndim else 0)]
+    return normalised(array, dimension=dimension, names=names)
+
+
+def _array(vectors: ArrayLike) -> NDArray[np.generic]:
+    try:
+        return np.asarray(vectors)
+    except (TypeError, ValueError) as error:  # such as rows of different widths
+        raise ItemError(f"vectors are no array of numbers ({error}); expected (N, D) of a floating dtype") from error

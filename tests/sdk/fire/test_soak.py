@@ -1,0 +1,71 @@
+"""Many threads and processes on one index: no error, no wrong answer, no growth. The full run takes a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from faults import samples, soak
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_threads_and_processes_change_and_search_one_index(tmp_path, kind):
+    report = soak.run(soak.Plan(processes=2, threads=4, seconds=4, kind=kind), seed=1, base=tmp_path)
+    assert report.errors == []
+    assert report.ghosts == []
+    assert report.wrong is None
+    assert report.searches > 100
+    assert report.changes > 50
+    assert report.expected > 1000
+    # A graph may miss one neighbour in a hundred; exact search none.
+    assert report.missed <= (0.01 * report.expected if kind == "hnsw" else 0)
+
+
+def test_what_could_not_be_there_is_told():
+    """The judge is judged: notes of a thread that lies."""
+    item, gone = {"item": "t00000001", "version": 1}, {"item": "t00000001", "version": None}
+    notes = [{**item, "began": 1.0, "ended": 2.0}, {**gone, "began": 5.0, "ended": 6.0}]
+    lives = soak._lives(notes)
+    score = float(lives.matrix[0] @ lives.matrix[0])
+
+    def judged(began: float, ended: float, hits) -> tuple[list[str], tuple[int, int]]:
+        note = {"by": "x", "began": began, "ended": ended, "hits": hits}
+        return list(soak._ghosts(note, lives, np.array([score]))), soak._must(note, lives, np.array([score]))
+
+    hit = ["t00000001", score, 1]
+    assert judged(3, 4, [hit]) == ([], (1, 0))
+    assert judged(1.5, 1.6, [hit]) == ([], (0, 0))  # it may be there already
+    assert judged(3, 4, []) == ([], (1, 1))  # it had to be there
+    assert judged(5.5, 5.6, []) == ([], (0, 0))  # it may be gone
+    for began, ended, hits in ((0.1, 0.9, [hit]), (6.1, 7, [hit]), (3, 4, [["t00000001", 0.1, 1]]), (3, 4, [hit, hit])):
+        assert judged(began, ended, hits)[0]
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_changes_that_leave_nothing_behind_take_no_memory(tmp_path, kind):
+    width, count = 512, 20
+    generator = np.random.default_rng(0)
+    ids = [f"new {place}" for place in range(count)]
+
+    def turn() -> None:
+        index.add("text", ids, generator.normal(size=(count, width)))
+        index.add("text", ids, generator.normal(size=(count, width)), upsert=True)
+        index.search(generator.normal(size=(2, width)), 10)
+        index.delete("text", ids)
+
+    with samples.create(tmp_path / "index", kind=kind, dimension=width) as index:
+        index.add("text", [f"kept {place}" for place in range(100)], generator.normal(size=(100, width)))
+        for _ in range(30):
+            turn()
+        before = resident()
+        for _ in range(120):
+            turn()
+        # The vectors that came and went are 9.8 MB.
+        assert resident() - before < 4 * 2**20
