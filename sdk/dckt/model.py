@@ -6,6 +6,7 @@ Shape letters: B batch, D width of a representation.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,12 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dckt.batching import Batcher, Batching
 from dckt.bundle import Bundle
 from dckt.errors import ConfigError, ItemError, TextError
-from dckt.preprocessing import ImageLimits, image_array, image_batch, image_digest, token_batch, tokenizer
+from dckt.preprocessing import ImageLimits, decode_image, image_array, image_batch, image_digest, token_batch, tokenizer
 from dckt.runtime import Encoder
 from dckt.runtime.choice import open_encoders
 
@@ -87,6 +89,7 @@ class Model:
             for encoder in encoders.values():
                 opened.enter_context(encoder)
                 _warm_up(encoder)
+            _warm_up_decoder()
             _ = bundle.vocabulary  # so that the first search does not have to read it
             opened.pop_all()
         return cls(bundle, encoders, limits=limits, threads=threads, batching=batching)
@@ -186,6 +189,13 @@ def _warm_up(encoder: Encoder) -> None:
         encoder.run_all(np.ones([size or 1 for size in encoder.input_shape], encoder.input_dtype))
     except ItemError:
         return  # no number for an even picture, or a length that an engine was not built for: no fault of a real item
+
+
+def _warm_up_decoder() -> None:
+    """Decodes a picture: Pillow loads its decoders with the first one."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "JPEG")
+    decode_image(picture.getvalue())
 
 
 def _text(source: object) -> str:

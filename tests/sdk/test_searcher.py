@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -497,6 +499,15 @@ def test_the_model_is_warm_when_it_is_opened(tiny_bundle, tmp_path, monkeypatch)
     monkeypatch.setattr(OnnxEncoder, "run_all", lambda self, batch: shapes.append(batch.shape) or real(self, batch))
     Searcher.create(tiny_bundle, tmp_path / "i", device="cpu").close()
     assert sorted(shapes) == [(1, 1), (1, 8, 8, 3)]
+
+
+def test_decoders_are_loaded_when_it_is_opened(tiny_bundle, tmp_path):
+    code = (
+        "import sys; from dckt import Searcher; "
+        "searcher = Searcher.create(sys.argv[1], sys.argv[2], device='cpu'); "
+        "sys.exit('PIL.JpegImagePlugin' not in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, tiny_bundle, tmp_path / "i"], check=True)
 
 
 # --- filters and thresholds ---
