@@ -42,6 +42,15 @@ def gathered(batcher: Batcher[Any, Any], count: int) -> None:
     until(lambda: batcher._gathering is not None and len(batcher._gathering.items) == count)
 
 
+def one_runs(threads: Any, batcher: Batcher[Any, Any], gate: Gate, waiting: int) -> tuple[Any, list[Any]]:
+    """A call that has entered the gate, and those of so many callers that wait behind it."""
+    first = threads.submit(batcher, 0)
+    assert gate.entered.acquire(timeout=PATIENCE)
+    others = [threads.submit(batcher, number) for number in range(1, waiting + 1)]
+    gathered(batcher, waiting)
+    return first, others
+
+
 def until(reached: Callable[[], bool]) -> None:
     for _ in range(int(PATIENCE / 0.001)):
         if reached():
@@ -57,10 +66,7 @@ def test_a_lone_caller_goes_at_once():
 def test_callers_that_come_while_one_runs_go_together(threads):
     gate = Gate()
     batcher = Batcher(gate, Batching(max_wait=LONG))
-    first = threads.submit(batcher, 0)
-    assert gate.entered.acquire(timeout=PATIENCE)
-    others = [threads.submit(batcher, number) for number in range(1, 9)]
-    gathered(batcher, 8)
+    first, others = one_runs(threads, batcher, gate, 8)
     assert gate.batches == [[0]]
     gate.open.set()
     assert first.result(PATIENCE) == 0
@@ -170,10 +176,7 @@ def test_an_interrupted_leader_leaves_nobody_waiting(threads):
 def test_closing_ends_every_wait(threads):
     gate = Gate()
     batcher = Batcher(gate, Batching(max_wait=LONG))
-    first = threads.submit(batcher, 0)
-    assert gate.entered.acquire(timeout=PATIENCE)
-    others = [threads.submit(batcher, number) for number in range(1, 5)]
-    gathered(batcher, 4)
+    first, others = one_runs(threads, batcher, gate, 4)
     batcher.close()
     for other in others:
         with pytest.raises(ProviderError, match="closed"):

@@ -35,6 +35,7 @@ RECALL_TARGET = 0.99
 TUNING_QUERIES = 500
 # A neighbour that is this little farther than the tenth is as good as the tenth.
 _AS_GOOD = 1e-5
+_BLOCK = 8192
 
 Rows: TypeAlias = NDArray[np.int64]
 
@@ -108,10 +109,6 @@ class HnswGraph:
         except RuntimeError:  # "Cannot return the results in a contiguous 2D array": the graph is not connected
             return None
         return rows.view(np.int64), distances
-
-    def vectors(self, rows: Rows) -> Float32Array:
-        """The stored vectors of some rows, (N, D) float32."""
-        return np.asarray(self._index.get_items(rows), dtype=np.float32).reshape(-1, self.dimension)
 
     def recall(self, queries: Float32Array, floors: Float32Array, effort: int, used: NDArray[np.bool_]) -> float:
         """Recall@10 at an effort.
@@ -236,6 +233,3 @@ def tenth_best(parts: Sequence[Float32Array], used: NDArray[np.bool_], queries: 
     best.sort(axis=1)
     place = max(0, best.shape[1] - max(1, int(used.sum())))
     return np.ascontiguousarray(best[:, min(place, best.shape[1] - 1)])
-
-
-_BLOCK = 8192

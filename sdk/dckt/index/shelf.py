@@ -144,6 +144,11 @@ class Shelf:
             return int(self._tail_labels[self._rows - self._mapped - 1])
         return int(self.segment.labels[-1]) if self.segment else 0
 
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) ascending, unused ones included."""
+        tail = self._tail_labels[: self._rows - self._mapped]
+        return np.concatenate([self.segment.labels, tail]) if self.segment else tail.copy()
+
     def used(self) -> NDArray[np.bool_]:
         """(N,) whether a row has items."""
         return self._counts[: self._rows] > 0
@@ -730,12 +735,7 @@ class Shelf:
         by_label = defaultdict(set)
         for label, item in pairs:
             by_label[label].add(item)
-        labels = np.concatenate(
-            [
-                self.segment.labels if self.segment else self._tail_labels[:0],
-                self._tail_labels[: self._rows - self._mapped],
-            ]
-        )
+        labels = self.labels()
         rows = np.searchsorted(labels, np.array(list(by_label), dtype=np.int64))
         return {
             row: ids
@@ -787,12 +787,7 @@ class ShelfSource:
         self._mapped = shelf._mapped
         self._changed = dict(shelf._entries)
         self._parts = shelf.parts()
-        self._labels = np.concatenate(
-            [
-                shelf.segment.labels if shelf.segment else np.zeros(0, np.int64),
-                shelf._tail_labels[: shelf.rows - shelf._mapped],
-            ]
-        )
+        self._labels = shelf.labels()
         self._kept = shelf.used() if drop_unused else np.ones(shelf.rows, dtype=np.bool_)
 
     @property
@@ -813,7 +808,7 @@ class ShelfSource:
     def entries(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], bytes, NDArray[np.int64], bytes]]:
         """Runs of rows; those that did not change since the segment are copied as they are."""
         row = 0
-        special = sorted({*(row for row in self._changed), *np.flatnonzero(~self._kept).tolist()})
+        special = sorted({*self._changed, *np.flatnonzero(~self._kept).tolist()})
         block: list[list[Entry]] = []
         for changed in special:
             if changed > row:

@@ -691,9 +691,8 @@ class ItemStore:
             raise self._corrupt(f"{number} items have a second vector, of {items}")
 
     def _check_vector(self, label: int, key: bytes, vector: object) -> None:
-        if not isinstance(vector, bytes) or len(vector) != 4 * self.meta.dimension:
-            raise self._corrupt(f"the vector with label {label} was altered")
-        if self._checksums.digest(vector) != key:
+        width = 4 * self.meta.dimension
+        if not isinstance(vector, bytes) or len(vector) != width or self._checksums.digest(vector) != key:
             raise self._corrupt(f"the vector with label {label} was altered")
 
     def _check_item(self, row: tuple[Any, ...], medium: str) -> None:
