@@ -31,8 +31,9 @@ from dckt.ranking import (
     interpolated_precision,
 )
 
-# Scores handled at once: a matrix product wants many queries, a sort working memory that stays in the cache.
-_PRODUCT, _SORT = 1 << 23, 1 << 17
+# Scores handled at once: a sort wants working memory that stays in the cache, a matrix product many queries.
+_PRODUCT, _SORT = 1 << 21, 1 << 18
+_FEWEST_QUERIES = 64  # of a matrix product, which reads all items
 _FEWEST_PARTS = 8  # fewer sorts, together about ten milliseconds, are not worth threads
 
 # Saturated class probabilities have products far below 1e-38, and subnormal numbers slow a processor down up to a
@@ -368,10 +369,14 @@ def _measured(
         _, asked, again = np.unique(vector_and_label, return_index=True, return_inverse=True)
         queries, codes = queries[asked], codes[asked]
 
+    small = np.min_scalar_type(int(max(codes.max(), item_codes.max())))  # compared for every score: bytes are faster
+    codes, item_codes = codes.astype(small), item_codes.astype(small)
+
     def measured(scores: Float32Array, start: int) -> Float64Array:
         rows = slice(start, start + len(scores))
         scores *= np.float32(_SCALE**-2)
-        scores[:, copies] = scores[:, first[copies]]  # BLAS may score equal rows one bit apart
+        if copies.size:
+            scores[:, copies] = scores[:, first[copies]]  # BLAS may score equal rows one bit apart
         relevant = codes[rows, None] == item_codes
         if exclude_self:
             own = np.arange(len(scores)), asked[rows]
@@ -380,10 +385,13 @@ def _measured(
         return measure(scores, relevant)
 
     parts: list[Float64Array] = []
-    for slab in _chunks(len(queries), len(items), _PRODUCT):
-        product = queries[slab] @ items.T  # on BLAS's own threads, and so not spread as what follows
+    step = max(_FEWEST_QUERIES, _PRODUCT // len(items))
+    memory = np.empty((min(step, len(queries)), len(items)), np.float32)  # one for all, for fresh memory is slow
+    for start in range(0, len(queries), step):
+        some = queries[start : start + step]
+        product = np.matmul(some, items.T, out=memory[: len(some)])  # on BLAS's own threads; what follows is spread
         chunks = _chunks(len(product), len(items), _SORT)
-        parts += _spread(measured, [product[rows] for rows in chunks], [slab.start + rows.start for rows in chunks])
+        parts += _spread(measured, [product[rows] for rows in chunks], [start + rows.start for rows in chunks])
     return np.concatenate(parts)[again]
 
 

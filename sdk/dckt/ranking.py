@@ -33,14 +33,14 @@ def average_precision_bounds(scores: Float32Array, relevant: BoolArray) -> Float
     """
     keys = _sorted_keys(scores, relevant)
     hits = _hits(keys)
-    lowest = hits.mean(hits.precision)
+    lowest = hits.mean_precision()
+    bounds = np.repeat(lowest[:, None], 3, axis=1)
     ties = _mixed_ties(keys, hits)
-    if not ties.row.size:
-        return np.stack([lowest, lowest, lowest], axis=1)
-    least, expected, most = _sums(ties, _harmonic(keys.shape[1]))
-    return np.stack(
-        [lowest + ties.mean(expected - least, hits), lowest, lowest + ties.mean(most - least, hits)], axis=1
-    )
+    if ties.row.size:
+        least, expected, most = _sums(ties, _harmonic(keys.shape[1]))
+        bounds[:, 0] += ties.mean(expected - least, hits)
+        bounds[:, 2] += ties.mean(most - least, hits)
+    return bounds
 
 
 def average_precision_within(scores: Float32Array, relevant: BoolArray, cut: int) -> Float64Array:
@@ -59,7 +59,7 @@ def average_precision_within(scores: Float32Array, relevant: BoolArray, cut: int
         keys = bits << 32 | tie_break.astype(np.int64) << 1 | relevant
         keys.sort(axis=1)
         hits = _hits(keys[:, :cut])
-        columns.append(hits.mean(hits.precision))
+        columns.append(hits.mean_precision())
     return np.stack(columns, axis=1)
 
 
@@ -120,7 +120,6 @@ class _Hits:
 
     Attributes:
         place: (H,) where in the flattened keys.
-        row: (H,)
         rank: (H,) in its row, from 1.
         nth: (H,) how many hits its row has up to it.
         first: (Q + 1,) each row's first hit, as a place in the arrays above.
@@ -129,32 +128,34 @@ class _Hits:
     """
 
     place: IntArray
-    row: IntArray
     rank: IntArray
     nth: IntArray
     first: IntArray
     total: IntArray
     precision: Float64Array
 
-    def mean(self, values: Float64Array) -> Float64Array:
-        """The mean of each row's values, (Q,); 0 for a row without hits."""
-        return _row_means(self.row, values, self.total)
+    def mean_precision(self) -> Float64Array:
+        """Of each row, (Q,); 0 for a row without hits."""
+        means = np.zeros(self.total.size)
+        found = np.flatnonzero(self.total)
+        if found.size:
+            means[found] = np.add.reduceat(self.precision, self.first[found]) / self.total[found]
+        return means
+
+    def rows(self, hits: IntArray) -> IntArray:
+        """The rows of some hits, given as places in the arrays above and in rising order."""
+        return self.first.searchsorted(hits, side="right") - 1
 
 
 def _hits(keys: Keys) -> _Hits:
     rows, width = keys.shape
     place = np.flatnonzero((keys.astype(np.uint8) & 1).view(np.bool_))  # bytes: a quarter of the memory
-    first = place.searchsorted(np.arange(rows + 1) * width)
+    begins = np.arange(rows + 1) * width
+    first = place.searchsorted(begins)
     total = np.diff(first)
-    row = np.repeat(np.arange(rows), total)
-    rank = place + 1 - row * width
-    nth = np.arange(1, place.size + 1) - first[row]
-    return _Hits(place, row, rank, nth, first, total, precision=nth / rank)
-
-
-def _row_means(row: IntArray, values: Float64Array, total: IntArray) -> Float64Array:
-    means: Float64Array = np.bincount(row, weights=values, minlength=total.size) / np.maximum(total, 1)
-    return means
+    rank = place + np.repeat(1 - begins[:-1], total)
+    nth = np.arange(1, place.size + 1) - np.repeat(first[:-1], total)
+    return _Hits(place, rank, nth, first, total, precision=nth / rank)
 
 
 # --- ties -----------------------------------------------------------------------------------------------------
@@ -180,7 +181,8 @@ class _Ties:
 
     def mean(self, sums: Float64Array, hits: _Hits) -> Float64Array:
         """What the ties add to the mean of each row's precisions, (Q,)."""
-        return _row_means(self.row, sums, hits.total)
+        means: Float64Array = np.bincount(self.row, weights=sums, minlength=hits.total.size) / np.maximum(hits.total, 1)
+        return means
 
 
 def _mixed_ties(keys: Keys, hits: _Hits) -> _Ties:
@@ -188,7 +190,7 @@ def _mixed_ties(keys: Keys, hits: _Hits) -> _Ties:
     # In a mixed tie the first hit follows an irrelevant item whose key is just 1 less.
     join = np.flatnonzero(flat.take(hits.place) - flat.take(hits.place - 1) == 1)
     join = join[hits.rank[join] > 1]  # the best item of a row has the row before in front of it
-    key, row = flat[hits.place[join]], hits.row[join]
+    key, row = flat[hits.place[join]], hits.rows(join)
     neighbours = np.stack([key - 1, key + 1], axis=1)  # the tie's irrelevant items, and what is just behind it
     span = np.empty(neighbours.shape, np.int64)
     of_row = row.searchsorted(np.arange(len(keys) + 1))
