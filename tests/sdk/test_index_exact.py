@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dckt.errors import ItemError
-from dckt.index.exact import Columns, exact_limit, products, ranked, shortlist, similarities
+from dckt.index.exact import Bands, Columns, exact_limit, lowest, products, ranked, shortlist, similarities
 from dckt.index.vectors import float32_error, normalised, unit_queries, unit_rows
 
 
@@ -141,6 +141,44 @@ class TestColumns:
         matrix = unit(50, 8)
         assert Columns(matrix).products(np.eye(8, dtype=np.float32)[3])[0] == pytest.approx(matrix[:, 3], abs=1e-6)
         assert Columns(matrix).products(matrix[7])[1] == 0.0
+
+
+class TestBands:
+    @settings(max_examples=200, deadline=None)
+    @given(st.integers(2, 12), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e-7, 1e-4, 0.01, 1.0]), st.data())
+    def test_every_row_that_is_near_enough_is_in_the_band(self, width, seed, spread, data):
+        generator = np.random.default_rng(seed)
+        corner = np.eye(width)[generator.integers(width)] * generator.choice([-1, 1])
+        moved = corner + spread * generator.normal(size=(80, width))
+        matrix = normalised(moved, dimension=width, names=["row"] * 80)
+        query = normalised(corner[None] + spread * generator.normal(size=(1, width)), dimension=width, names=["q"])[0]
+        scores = similarities(matrix, query)
+        floor = float(scores[data.draw(st.integers(0, 79))])
+        bands = Bands(matrix)
+        axis, first, end = bands.band(query, floor)
+        assert set(np.flatnonzero(scores >= floor).tolist()) <= set(bands.rows(axis, first, end).tolist())
+
+    def test_a_corner_of_many_sees_only_what_is_there(self):
+        matrix = np.concatenate([np.repeat(np.eye(3, dtype=np.float32), 50, axis=0), unit(1000, 3)])
+        bands = Bands(matrix)
+        query = np.eye(3, dtype=np.float32)[1]
+        assert (
+            set(range(50, 100))
+            <= set(bands.rows(*bands.band(query, 1.0)).tolist())
+            <= {*range(50, 100)} | {150 + row for row in np.flatnonzero(matrix[150:, 1] > 0.999).tolist()}
+        )
+        assert set(bands.beside(query, 20).tolist()) <= set(np.flatnonzero(matrix[:, 1] > 0.9).tolist())
+
+
+class TestLowest:
+    @settings(max_examples=200, deadline=None)
+    @given(
+        arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 30)), elements=st.floats(-1, 1, width=32)),
+        st.integers(1, 40),
+    )
+    def test_is_a_stable_sort(self, values, k):
+        values += np.float32(0)
+        np.testing.assert_array_equal(lowest(values, k), values.argsort(axis=1, kind="stable")[:, :k])
 
 
 class TestUnitQueries:

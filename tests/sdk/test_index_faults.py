@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dckt.errors import ConfigError, IndexCorruptError, ItemError, UnknownItemError
+from dckt.errors import ConfigError, IndexCorruptError, IndexFolderError, ItemError, UnknownItemError
 from dckt.index import Index, catalog, segment, shelf
+from dckt.index.builder import Builder
 from dckt.index.hnsw import HnswGraph
+from dckt.index.locks import ReadersWriterLock
 from dckt.index.segment import SegmentError, read_segment
 from dckt.index.shelf import Shelf
 
@@ -154,15 +160,15 @@ def test_a_search_waits_for_what_another_thread_takes_in(tmp_path, monkeypatch):
 
 def test_a_graph_is_built_while_changes_of_others_come_in(tmp_path, monkeypatch):
     with create(tmp_path / "i") as first, Index.open(tmp_path / "i", threads=1) as second:
-        sample = Shelf._sample
+        measured = Shelf.measured
 
-        def meanwhile(self, *arguments):
+        def meanwhile(self, *arguments, **options):
             monkeypatch.undo()
             second.add("text", ["other 1", "other 2"], vectors(2, 3))
             assert ids(first, vectors(2, 3)[1:], 1) == ["other 2"]
-            return sample(self, *arguments)
+            return measured(self, *arguments, **options)
 
-        monkeypatch.setattr(Shelf, "_sample", meanwhile)
+        monkeypatch.setattr(Shelf, "measured", meanwhile)
         first.add("text", [f"n{row}" for row in range(400)], vectors(400, 4))
         assert ids(first, vectors(2, 3)[:1], 1) == ["other 1"]
         assert first.info().media["text"].search == "hnsw"
@@ -242,6 +248,249 @@ def test_what_a_filter_allows_is_found_again_after_compacting(tmp_path, monkeypa
         before = index.search(vectors(1), 30, where={"v": 1})
         index.compact()
         assert index.search(vectors(1), 30, where={"v": 1}) == before
+
+
+# --- what is done in the background ---
+
+
+def damage_vectors(folder: Path) -> Path:
+    """Flips a bit of a vector in the segment."""
+    (path,) = folder.glob("segment.text.*/vectors.npy")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    path.write_bytes(content)
+    return path.parent
+
+
+@pytest.mark.parametrize("first", ["search", "add", "compact", "tune", "refresh"])
+def test_damaged_vectors_are_noticed_before_they_are_used(tmp_path, caplog, first):
+    with create(tmp_path / "i", count=200) as index:
+        index.compact()
+        before = index.search(vectors(5, 7), 200)
+    damaged = damage_vectors(tmp_path / "i")
+    with Index.open(tmp_path / "i", threads=1) as index:
+        if first == "add":
+            index.add("text", ["new"], vectors(1, 9))
+            index.delete("text", ["new"])
+        elif first != "search":
+            getattr(index, first)()
+        assert index.search(vectors(5, 7), 200) == before
+        assert "vectors.npy is not the one that was written" in caplog.text
+        index.refresh()
+        assert not damaged.exists()
+        assert index.info().media["text"].search == "hnsw"
+    caplog.clear()
+    with Index.open(tmp_path / "i", threads=1) as index:
+        assert index.search(vectors(5, 7), 200) == before
+    assert caplog.text == ""
+
+
+def test_a_search_waits_until_the_vectors_are_verified(tmp_path, monkeypatch):
+    create(tmp_path / "i", count=200).close()
+    go = threading.Event()
+    sha256 = segment._sha256
+
+    def slowly(path, start):
+        if path.name == segment.VECTORS:
+            assert go.wait(60)
+        return sha256(path, start)
+
+    monkeypatch.setattr(segment, "_sha256", slowly)
+    with Index.open(tmp_path / "i", threads=1) as index:
+        found: list[str] = []
+        thread = threading.Thread(target=lambda: found.extend(ids(index, vectors(200)[7:8], 1)))
+        thread.start()
+        thread.join(0.3)  # would be done by now
+        assert not found
+        go.set()
+        thread.join()
+        assert found == ["t07"]
+
+
+def test_damaged_vectors_of_damaged_rows_are_our_error(tmp_path, monkeypatch):
+    create(tmp_path / "i", count=200).close()
+    damage_vectors(tmp_path / "i")
+    with closing(sqlite3.connect(tmp_path / "i" / "items.sqlite")) as connection, connection:
+        connection.execute("UPDATE vectors SET vector = zeroblob(32) WHERE label = 3")
+    monkeypatch.setattr("dckt.index.store.CHECKED_BYTES", 0)
+    with Index.open(tmp_path / "i", threads=1) as index:
+        for _ in range(2):
+            with pytest.raises(IndexCorruptError, match="label 3"):
+                index.search(vectors(1))
+
+
+def test_batches_are_searched_while_the_graph_takes_them_in(tmp_path):
+    rows, names = vectors(3000, 4), [f"n{row:04d}" for row in range(3000)]
+
+    def found(index: Index, count: int) -> float:
+        places = range(1, count, 7)
+        return sum(ids(index, rows[row : row + 1], 1) == [names[row]] for row in places) / len(places)
+
+    options = {"model_id": "m", "representation": "p", "dimension": WIDTH, "kind": "hnsw"}
+    with Index.create(tmp_path / "i", threads=2, **options) as index:
+        for start in range(0, len(rows), 300):
+            index.add("text", names[start : start + 300], rows[start : start + 300])
+            assert found(index, start + 300) > 0.97
+        index.delete("text", ["n0000"])
+        index.refresh()
+        medium = index.info().media["text"]
+        assert (medium.search, medium.items) == ("hnsw", 2999)
+        assert medium.items - medium.in_graph <= shelf.TAIL_WORK // (WIDTH + 45)
+        index.verify()
+    with Index.open(tmp_path / "i", threads=2) as index:
+        assert index.info().media["text"].search == "hnsw"
+        assert found(index, len(rows)) > 0.97
+
+
+def test_a_change_does_not_wait_for_the_graph_but_the_next_one_does(tmp_path, monkeypatch):
+    with Index.create(
+        tmp_path / "i", model_id="m", representation="p", dimension=WIDTH, kind="hnsw", threads=2
+    ) as index:
+        go, started = threading.Event(), threading.Event()
+        add = HnswGraph.add
+
+        def slowly(*arguments, **options):
+            started.set()
+            assert go.wait(60)
+            return add(*arguments, **options)
+
+        monkeypatch.setattr(HnswGraph, "add", slowly)
+        index.add("text", ["a", "b", "c"], vectors(3))
+        started.wait()
+        assert ids(index, vectors(3)[1:2], 1) == ["b"]
+        thread = threading.Thread(target=index.add, args=("text", ["d"], vectors(1, 5)))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert ids(index, vectors(1, 5), 1) == ["d"]  # is there already
+        go.set()
+        thread.join()
+        index.refresh()
+        assert index.info().media["text"].in_graph == 4
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_must_not_be_hidden_reaches_whoever_comes_next(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    with Index.create(
+        tmp_path / "i", model_id="m", representation="p", dimension=WIDTH, kind="hnsw", threads=2
+    ) as index:
+        with monkeypatch.context() as patch:
+            patch.setattr(HnswGraph, "add", fail)
+            index.add("text", ["a", "b", "c"], vectors(3))
+            with pytest.raises(error):
+                index.refresh()
+        assert ids(index, vectors(3)[1:2], 1) == ["b"]
+        index.add("text", [f"n{row}" for row in range(40)], vectors(40, 5))
+        assert index.count() == 43
+
+
+def test_an_index_that_is_closed_lets_its_files_go_whatever_its_builder_says(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    index = Index.create(tmp_path / "i", model_id="m", representation="p", dimension=WIDTH, kind="hnsw", threads=2)
+    monkeypatch.setattr(HnswGraph, "add", fail)
+    index.add("text", ["a", "b", "c"], vectors(3))
+    with pytest.raises(MemoryError):
+        index.close()
+    with pytest.raises(IndexFolderError, match="closed"):
+        index.get("a", "text")
+
+
+def test_an_index_that_is_changed_and_closed_while_the_interpreter_ends(tmp_path):
+    code = """
+import atexit, sys
+import numpy as np
+from dckt.index import Index
+
+index = Index.create(sys.argv[1], model_id="m", representation="p", dimension=8, kind="hnsw", threads=int(sys.argv[2]))
+rows = np.random.default_rng(0).normal(size=(600, 8))
+index.add("text", [f"a{row}" for row in range(300)], rows[:300])
+
+def last():
+    index.add("text", [f"b{row}" for row in range(300)], rows[300:])
+    index.close()
+
+atexit.register(last)
+"""
+    for threads in ("1", "2"):
+        path = tmp_path / threads
+        done = subprocess.run([sys.executable, "-c", code, path, threads], capture_output=True, text=True, check=False)
+        assert done.returncode == 0
+        assert "Exception ignored" not in done.stderr  # a graph that was under way may be given up, and that be told
+        with Index.open(path, threads=1) as index:
+            assert (index.count(), index.info().media["text"].in_graph) == (600, 600)
+
+
+def test_whoever_is_interrupted_while_waiting_cancels_the_work():
+    builder = Builder()
+    started, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        try:
+            while True:
+                builder.check()
+                ended.wait(0.001)
+        finally:
+            ended.set()
+
+    class Interrupted(Future):
+        def result(self, timeout=None):
+            raise KeyboardInterrupt
+
+    builder.start(work)
+    started.wait()
+    running, builder._last = builder._last, Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        builder.wait()
+    builder._last = running
+    assert ended.wait(60)
+    done: list[int] = []
+    builder.run(lambda: done.append(1))  # is not told of what was cancelled
+    assert (done, builder.busy) == ([1], False)
+    builder.close()
+
+
+def test_readers_that_waited_for_one_change_go_before_the_next():
+    lock = ReadersWriterLock()
+    order: list[str] = []
+    holding, go = threading.Event(), threading.Event()
+
+    def write(name: str) -> None:
+        with lock.exclusive():
+            order.append(name)
+            if name == "first":
+                holding.set()
+                assert go.wait(60)
+
+    def read() -> None:
+        with lock.shared():
+            order.append("reader")
+
+    threads = [threading.Thread(target=write, args=("first",))]
+    threads[0].start()
+    holding.wait()
+    for name in ("second", "third"):
+        threads.append(threading.Thread(target=write, args=(name,)))
+        threads[-1].start()
+        while len(lock._queue) < len(threads) - 1:
+            time.sleep(0.001)
+    threads.append(threading.Thread(target=read))
+    threads[-1].start()
+    while not lock._waiting:
+        time.sleep(0.001)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert order == ["first", "reader", "second", "third"]
+    with lock.exclusive():
+        pass
+    with lock.shared():
+        pass
 
 
 # --- failures after a commit ---

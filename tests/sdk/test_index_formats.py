@@ -7,10 +7,13 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import hnswlib
+import numpy as np
 import pytest
 
 from dckt.errors import IndexCorruptError
 from dckt.index import Index
+from dckt.index.graphfile import read_state
 
 DATA = Path(__file__).parent / "data"
 
@@ -96,3 +99,47 @@ def dump(path: Path) -> list[str]:
     lines = list(connection.iterdump())
     connection.close()
     return lines
+
+
+# --- the file of a graph ---
+
+
+def saved_graph(path: Path, count: int) -> np.ndarray:
+    rows = np.random.default_rng(count).normal(size=(count, 8)).astype(np.float32)
+    graph = hnswlib.Index(space="ip", dim=8)
+    graph.init_index(max_elements=count + 3, M=16, ef_construction=50, random_seed=0)
+    graph.add_items(rows, np.random.default_rng(0).permutation(count), num_threads=1)
+    graph.save_index(str(path))
+    return rows
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 300, 5000])
+def test_a_graph_is_read_as_hnswlib_reads_it(tmp_path, count):
+    rows = saved_graph(tmp_path / "one", count)
+    ours = hnswlib.Index.__new__(hnswlib.Index)
+    ours.__setstate__((read_state(tmp_path / "one", space="ip", dimension=8, seed=0),))
+    theirs = hnswlib.Index(space="ip", dim=8)
+    theirs.load_index(str(tmp_path / "one"))
+    for graph in (ours, theirs):
+        graph.set_ef(50)
+    k = min(10, count)
+    for found, expected in zip(ours.knn_query(rows, k), theirs.knn_query(rows, k), strict=True):
+        assert (found == expected).all()
+    ours.save_index(str(tmp_path / "two"))
+    assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
+    ours.resize_index(count + 100)
+    ours.add_items(np.roll(rows, 1, axis=1)[:100], np.arange(count, count + min(count, 100)), num_threads=1)
+    assert ours.element_count == count + min(count, 100)
+
+
+def test_a_file_that_is_no_whole_graph_is_refused(tmp_path):
+    saved_graph(tmp_path / "whole", 300)
+    whole = (tmp_path / "whole").read_bytes()
+    damaged = [whole[:size] for size in (0, 1, 95, 96, 1000, len(whole) - 4, len(whole) - 1)]
+    damaged += [whole + bytes(4), whole[96:], bytes(len(whole)), b"\xff" * len(whole)]
+    for content in damaged:
+        (tmp_path / "damaged").write_bytes(content)
+        with pytest.raises(ValueError, match=r"fit|short|empty"):
+            read_state(tmp_path / "damaged", space="ip", dimension=8, seed=0)
+    with pytest.raises(ValueError, match="header"):
+        read_state(tmp_path / "whole", space="ip", dimension=16, seed=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -138,6 +140,50 @@ def test_any_k_is_a_prefix_of_any_larger_k(kind, data):
         assert [hit.id for hit in everything] == naive(np.array(rows), ids, query[0], len(ids))
         small = data.draw(st.integers(1, len(ids)))
         assert index.search(query, small)[0] == everything[:small]
+
+
+def near_corners(rows: int, width: int = 6) -> np.ndarray:
+    """All different, in bunches so tight that hundreds of similarities with a query at a corner tie in float32."""
+    generator = np.random.default_rng(0)
+    return np.eye(width)[generator.integers(width, size=rows)] + 2e-4 * generator.random((rows, width))
+
+
+@pytest.mark.parametrize("late", [0, 40])
+def test_hundreds_of_near_ties_go_by_id_alone_and_in_a_batch(tmp_path, late):
+    vectors = near_corners(3000)
+    ids = [f"{row:04d}" for row in np.random.default_rng(1).permutation(len(vectors))]
+    queries = near_corners(40)
+    with fill(tmp_path / "i", vectors[late:], ids[late:], "hnsw") as index:
+        assert index.info().media["text"].search == "hnsw"
+        if late:
+            index.add("text", ids[:late], vectors[:late])
+        for k in (1, 10, 11, 60):
+            expected = [naive(vectors, ids, query, k) for query in queries]
+            assert [[hit.id for hit in hits] for hits in index.search(queries, k)] == expected
+            assert [[hit.id for hit in index.search(query[None], k)[0]] for query in queries] == expected
+
+
+def test_hits_of_a_batch_are_a_sequence_that_stays_as_it_was(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(900, 48))
+    with fill(tmp_path / "i", vectors, [f"{row:03d}" for row in range(900)], "hnsw") as index:
+        queries = vectors[:30]
+        early, late = index.search(queries, 5), index.search(queries, 5)
+        for hits in early:
+            list(hits)
+        index.delete("text", [hits[0].id for hits in early])
+        index.compact()
+    assert [hits[0].id for hits in early] == [f"{row:03d}" for row in range(30)]
+    assert late == early
+    one, other = late[0], early[1]
+    assert (len(one), one[:2], one[-1]) == (5, [*one][:2], [*one][-1])
+    assert one == tuple(one)
+    assert one != other
+    assert one != "12345"
+    assert repr(one) == repr([*one])
+    for copied in (pickle.loads(pickle.dumps(one)), copy.copy(one), copy.deepcopy(one)):
+        assert (type(copied), copied) == (list, one)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(one)
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])

@@ -12,7 +12,9 @@ import math
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
@@ -27,12 +29,13 @@ from dckt.errors import (
     UnknownItemError,
 )
 from dckt.files import atomic_folder
+from dckt.index.builder import Builder
 from dckt.index.exact import Found, exact_limit
 from dckt.index.filters import Filter, parse_filter
 from dckt.index.hnsw import RECALL_TARGET
 from dckt.index.items import check_contents, check_ids, dump_metadata, is_id, listed, shown
 from dckt.index.locks import ReadersWriterLock
-from dckt.index.results import Hit, IndexInfo, Item, MediumInfo, Tuning
+from dckt.index.results import Hit, Hits, IndexInfo, Item, MediumInfo, Tuning
 from dckt.index.segment import (
     SegmentError,
     candidates,
@@ -42,7 +45,7 @@ from dckt.index.segment import (
     remove_others,
     write_segment,
 )
-from dckt.index.shelf import Shelf
+from dckt.index.shelf import Answer, Shelf
 from dckt.index.store import CHECKED_BYTES, INDEX_VERSION, ITEMS, KINDS, Change, Head, IndexMeta, ItemStore, Tuned
 from dckt.index.vectors import Float32Array, normalised, unit_queries
 
@@ -84,6 +87,7 @@ class Index:
         self._store = store
         self._threads = threads
         self._changing = threading.RLock()
+        self._builder = Builder()
         self._updating = threading.RLock()
         self._state = ReadersWriterLock()
         self._dirty = False
@@ -92,6 +96,7 @@ class Index:
         # What the store's version was when what is in memory was as new as it.
         self._seen = store.version()
         self._head, self._shelves = self._load()
+        self._unproven = True
 
     @classmethod
     def create(
@@ -151,7 +156,8 @@ class Index:
         """Opens an index. A segment or graph that is missing or damaged is built again.
 
         A small index is checked whole; of a large one every byte of its segments is checked, and the items where they
-        are read; :meth:`verify` checks everything. An index of format 1 becomes one of format 2. A folder that cannot
+        are read; :meth:`verify` checks everything. The vectors of segments are checked in the background, and the first
+        search or change waits for that. An index of format 1 becomes one of format 2. A folder that cannot
         be written is opened for searching only.
 
         Args:
@@ -183,16 +189,17 @@ class Index:
     def close(self) -> None:
         """Closes the files. Nothing is lost without it, but opening again may take longer."""
         with self._changing:
-            if self._dirty:
-                self._dirty = False
-                for medium, shelf in list(self._shelves.items()):
-                    if self._is_large(shelf) and (
-                        shelf.rows - shelf.mapped > exact_limit(self.dimension)
-                        or shelf.changed_share() > _STALE_ON_CLOSE
-                    ):
-                        self._write_segment(medium)
-            with self._state.exclusive():
-                self._store.close()
+            try:
+                if self._dirty:
+                    self._dirty = False
+                    self._prove()
+                    self._builder.run(self._save)
+                else:
+                    self._builder.wait()
+            finally:
+                self._builder.close()
+                with self._state.exclusive():
+                    self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -267,7 +274,7 @@ class Index:
             self._settle_after_commit()
 
     def refresh(self) -> bool:
-        """Takes in what other processes wrote since the last look, and prepares the graphs for it.
+        """Takes in what other processes wrote since the last look, and waits until the graphs hold it and all else.
 
         A search looks too; this is for doing the work before a search has to. Tells whether there was anything.
         """
@@ -286,13 +293,8 @@ class Index:
         """
         with self._changing:
             self._look()
-            for medium, shelf in list(self._shelves.items()):
-                if shelf.unused_share() > _COMPACT_SHARE or (shelf.graph is None and len(shelf) < shelf.rows):
-                    self._rebuild(medium)
-            self._settle()
-            for medium, shelf in list(self._shelves.items()):
-                if self._is_large(shelf) and shelf.changed_share() > 0:
-                    self._write_segment(medium)
+            self._prove()
+            self._builder.run(self._rewrite)
             segments = [shelf.segment.head.sequence for shelf in list(self._shelves.values()) if shelf.segment]
             self._store.trim(min([self._head.sequence, *segments]))
             self._store.vacuum()
@@ -343,7 +345,7 @@ class Index:
         where: Mapping[str, Any] | None = None,
         min_score: float | None = None,
         metadata: bool = True,
-    ) -> list[list[Hit]]:
+    ) -> list[Sequence[Hit]]:
         """The best k items for every query.
 
         Args:
@@ -355,6 +357,9 @@ class Index:
             min_score: only hits with this score or a higher one.
             metadata: fetch it. Without it every hit's is empty, and a search is faster.
 
+        Returns:
+            A sequence for each query. Of many queries, it may be made when it is looked at, and never changes.
+
         Raises:
             ConfigError: k is no integer or less than 1, media are no list, min_score is no number, or the filter is
                 none.
@@ -364,6 +369,8 @@ class Index:
         _check_search(k, media, min_score)
         condition = None if where is None else parse_filter(where)
         rows = unit_queries(queries, dimension=self.dimension)
+        if self._unproven:
+            self._prove()
         if self._store.version() != self._seen:
             self._look_and_grow()
         with self._state.shared():
@@ -505,7 +512,7 @@ class Index:
     def _media(self) -> list[str]:
         return sorted(name for name, shelf in self._shelves.items() if shelf.items)
 
-    def _found(self, medium: str, rows: Float32Array, k: int, condition: Filter | None) -> list[list[Found]]:
+    def _found(self, medium: str, rows: Float32Array, k: int, condition: Filter | None) -> list[Answer]:
         shelf = self._shelves[medium]
         if condition is None:
             return shelf.search(rows, k, threads=self._threads)
@@ -532,11 +539,41 @@ class Index:
 
     def _load(self) -> tuple[Head, dict[str, Shelf]]:
         head = self._store.head()
-        shelves = {medium: self._open_shelf(medium) for medium in self._store.media()}
+        shelves = {medium: self._open_shelf(medium, prove=False) for medium in self._store.media()}
         self._apply_tuning(shelves)
         return head, shelves
 
-    def _open_shelf(self, medium: str) -> Shelf:
+    def _prove(self) -> None:
+        """Waits until the vectors of all segments are verified; a medium whose are damaged is read again."""
+        with self._updating:
+            damaged = []
+            for medium, shelf in list(self._shelves.items()):
+                if shelf.segment is None:
+                    continue
+                try:
+                    shelf.segment.verify()
+                except SegmentError as reason:
+                    self._warn(shelf.segment.path, reason)
+                    damaged.append(medium)
+            fresh = {medium: self._open_shelf(medium) for medium in damaged}
+            if fresh:
+                self._apply_tuning(fresh)
+                with self._state.exclusive():
+                    self._shelves = {**self._shelves, **fresh}
+                    self._filtered = {}
+            self._unproven = False
+        # Whoever changes the index now will see to the graphs.
+        if fresh and self._changing.acquire(blocking=False):
+            try:
+                self._settle_after_commit()
+            finally:
+                self._changing.release()
+
+    def _warn(self, segment: Path, reason: SegmentError) -> None:
+        if segment.exists():
+            log.warning("%s: %s cannot be used, for %s; it is built again", self.path, segment.name, reason)
+
+    def _open_shelf(self, medium: str, *, prove: bool = True) -> Shelf:
         meta = self.meta
         names = {"index_id": meta.index_id, "medium": medium, "dimension": meta.dimension}
         tried: set[Path] = set()
@@ -547,13 +584,14 @@ class Index:
                 if not self._store.holds(read_manifest(path, **names).head):  # type: ignore[arg-type]
                     raise SegmentError("it belongs to another history of the index, or to one that was forgotten")
                 segment = read_segment(path, **names)  # type: ignore[arg-type]
+                if prove:
+                    segment.verify()
                 shelf = Shelf(meta.dimension, meta.kind, segment.head, segment)
                 replayed = self._store.replay(medium, segment.head, shelf.last_label)
                 if replayed is None or not shelf.apply(replayed[1], replayed[0]):
                     raise SegmentError("what came after it does not fit to it")
             except SegmentError as reason:
-                if path.exists():
-                    log.warning("%s: %s cannot be used, for %s; it is built again", self.path, path.name, reason)
+                self._warn(path, reason)
                 continue
             return shelf
         head, contents = self._store.load(medium)
@@ -581,7 +619,7 @@ class Index:
     def _look_and_grow(self) -> None:
         self._look()
         # A reader's graph grows when there is much behind it; a change in this process will see to it itself.
-        behind = any(
+        behind = not self._builder.busy and any(
             shelf.rows - shelf.covered > exact_limit(self.dimension) or (shelf.graph is None and shelf.is_worn())
             for shelf in list(self._shelves.values())
         )
@@ -635,15 +673,40 @@ class Index:
             self._head = head
 
     def _settle_after_commit(self, *, writing: bool = True) -> None:
-        """As :meth:`_settle`; what was committed is there, whatever becomes of its graph."""
+        """Builds the graphs that are wanted; what was committed is there, whatever becomes of them.
+
+        While the graph takes in one batch the next one is written to the disk, if the same graph in every run was not
+        asked for: it depends on which rows came together.
+        """
+        if self._wants_settling():
+            self._prove()
+            begin = self._builder.run if self._threads == 1 else self._builder.start
+            begin(partial(self._settle_or_log, writing))
+
+    def _settle_or_log(self, writing: bool) -> None:
         try:
-            self._settle(writing=writing)
-        except MemoryError:
+            self._settle_now(writing=writing)
+        except (MemoryError, CancelledError):
             raise
         except Exception:
             log.exception("%s: no graph could be built or saved; searches go on exactly", self.path)
 
-    def _settle(self, *, writing: bool = True, grow: bool = False) -> None:
+    def _settle(self, *, grow: bool = False) -> None:
+        """Waits until the graphs are as they are wanted."""
+        self._builder.wait()
+        if grow or self._wants_settling():
+            self._prove()
+            self._builder.run(partial(self._settle_now, grow=grow))
+
+    def _wants_settling(self) -> bool:
+        return any(
+            shelf.wants_new_graph() or shelf.is_worn() or shelf.wants_growth() or self._is_stale(shelf)
+            for shelf in list(self._shelves.values())
+        )
+
+    # From here on, what the builder's thread does.
+
+    def _settle_now(self, *, writing: bool = True, grow: bool = False) -> None:
         """Builds the graphs that are wanted. Searches go on meanwhile, exactly where there is no graph yet."""
         for medium, shelf in list(self._shelves.items()):
             fresh = shelf.wants_new_graph()
@@ -654,9 +717,34 @@ class Index:
             else:
                 if shelf.wants_growth() or (grow and shelf.graph and shelf.rows > shelf.covered):
                     self._grow(shelf)
-            stale = self._is_large(shelf) and shelf.changed_share() > _STALE_SHARE
-            if writing and (fresh or stale):
+            if writing and (fresh or self._is_stale(shelf)):
                 self._write_segment(medium)
+
+    def _save(self) -> None:
+        """Writes the segments without which opening would take long."""
+        for medium, shelf in list(self._shelves.items()):
+            behind = shelf.rows - shelf.mapped > exact_limit(self.dimension)
+            if self._is_large(shelf) and (behind or shelf.changed_share() > _STALE_ON_CLOSE):
+                self._write_segment(medium)
+
+    def _rewrite(self) -> None:
+        """Drops what is unused from the graphs, and writes all segments that are not as new as can be."""
+        for medium, shelf in list(self._shelves.items()):
+            if shelf.unused_share() > _COMPACT_SHARE or (shelf.graph is None and len(shelf) < shelf.rows):
+                self._rebuild(medium)
+        self._settle_now()
+        for medium, shelf in list(self._shelves.items()):
+            if self._is_large(shelf) and shelf.changed_share() > 0:
+                self._write_segment(medium)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        self._builder.check()
+        with self._state.exclusive():
+            yield
+
+    def _is_stale(self, shelf: Shelf) -> bool:
+        return self._is_large(shelf) and shelf.changed_share() > _STALE_SHARE
 
     def _is_large(self, shelf: Shelf) -> bool:
         """Whether a segment makes opening faster."""
@@ -664,16 +752,16 @@ class Index:
 
     def _build(self, shelf: Shelf) -> None:
         with self._refused_if_it_fails(shelf):
-            graph, report = shelf.build_graph(self._threads)
+            graph, report = shelf.build_graph(self._threads, self._builder.check)
             with self._state.exclusive():
                 shelf.attach(graph, report)
 
     def _grow(self, shelf: Shelf) -> None:
         # A graph that grew by half of what it should cannot be used.
         with self._refused_if_it_fails(shelf):
-            shelf.grow_graph(self._state.exclusive, self._threads)
+            shelf.grow_graph(self._exclusive, self._threads)
         if shelf.outgrew_report():
-            report = shelf.remeasured()
+            report = shelf.remeasured(self._threads)
             if report.accepted:
                 with self._state.exclusive():
                     shelf.attach(shelf.graph, report)
@@ -722,7 +810,7 @@ class Index:
             # A graph covers all rows of its segment; rows that came meanwhile stay in the log.
             if shelf.graph is not None and shelf.rows > shelf.covered:
                 with self._refused_if_it_fails(shelf):
-                    shelf.grow_graph(self._state.exclusive, self._threads)
+                    shelf.grow_graph(self._exclusive, self._threads)
             if not shelf.items:
                 return
             source = shelf.source(drop_unused=shelf.graph is None)
@@ -761,7 +849,7 @@ class Index:
         if graph is None or report is None:
             self._store.remember(medium, Tuned(target, None, None, None))
             return Tuning(target=target, search="exact", ef=None, recall_at_10=1.0, queries=0)
-        effort, recall, count = shelf.measured(graph, target, queries)
+        effort, recall, count = shelf.measured(graph, target, queries, threads=self._threads)
         tuned = Tuned(target, report.graph, effort, recall)
         self._store.remember(medium, tuned)
         with self._state.exclusive():
@@ -786,17 +874,24 @@ class Index:
         return None if second is None or width is None else normalised(second, dimension=width, names=ids)
 
 
-def _hits(medium: str, lists: list[list[Found]], min_score: float | None, metadata: bool) -> list[list[Hit]]:
-    if min_score is not None:
-        lists = [[found for found in hits if -found[0] >= min_score] for hits in lists]
-    if not metadata:
-        return [[Hit(item, -score, medium, {}) for score, item, _ in found] for found in lists]
+def _hits(medium: str, answers: list[Answer], min_score: float | None, metadata: bool) -> list[Sequence[Hit]]:
     return [
-        [
-            Hit(item, -score, medium, values)
-            for (score, item, _), values in zip(found, _parsed_all([text for _, _, text in found]), strict=True)
-        ]
-        for found in lists
+        _hits_of(medium, min_score, metadata, found)
+        if isinstance(found, list)
+        else Hits(partial(_hits_of, medium, min_score, metadata, found))
+        for found in answers
+    ]
+
+
+def _hits_of(medium: str, min_score: float | None, metadata: bool, answer: Answer) -> list[Hit]:
+    found = answer if isinstance(answer, list) else answer()
+    if min_score is not None:
+        found = [one for one in found if -one[0] >= min_score]
+    if not metadata:
+        return [Hit(item, -score, medium, {}) for score, item, _ in found]
+    texts = [text for _, _, text in found]
+    return [
+        Hit(item, -score, medium, values) for (score, item, _), values in zip(found, _parsed_all(texts), strict=True)
     ]
 
 
@@ -851,7 +946,7 @@ def _check_medium(medium: object) -> None:
 
 
 def _check_search(k: object, media: object, min_score: object) -> None:
-    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+    if (type(k) is not int and (isinstance(k, bool) or not isinstance(k, Integral))) or k < 1:
         raise ConfigError(f"k is {k!r}; expected an integer, at least 1")
     if media is not None and (
         isinstance(media, str) or not isinstance(media, Collection) or not all(isinstance(name, str) for name in media)

@@ -7,6 +7,7 @@ the route (exact or graph) by which it was found.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -23,6 +24,8 @@ from dckt.index.vectors import Float32Array, float32_error
 EXACT_WORK = 1_600_000
 # A second copy of the vectors, by column, is kept up to this many numbers (32 MiB).
 COLUMN_NUMBERS = 2**23
+# The orders of the rows along the axes, eight bytes for each number, are kept for up to this many numbers (32 MiB).
+BAND_NUMBERS = 2**22
 _CHUNK = 8192
 _BLAS_WORK = 200_000
 _ZERO = np.float32(0)
@@ -79,6 +82,68 @@ class Columns:
         return np.asarray(np.einsum("d,dn->n", few, columns)), error
 
 
+class Bands:
+    """Rows (N, D) in their order along each axis: all that are as near to a query as some known row lie in one band.
+
+    Vectors whose product is the cosine of an angle are apart by that angle, and so the angles that they make with any
+    axis differ by no more. Queries next to an axis, as those whose class is sure, have thin bands.
+
+    Args:
+        matrix: (N, D) float32 of length 1, which never changes.
+    """
+
+    def __init__(self, matrix: Float32Array) -> None:
+        self._matrix = matrix
+        self._axes: dict[int, tuple[NDArray[np.int32], Float32Array]] = {}
+
+    def __len__(self) -> int:
+        return len(self._matrix)
+
+    def beside(self, query: Float32Array, count: int) -> NDArray[np.int64]:
+        """Up to 2 x ``count`` rows that are beside a unit query (D,) along its main axis."""
+        axis = int(np.abs(query).argmax())
+        order, numbers = self._axis(axis)
+        place = int(numbers.searchsorted(query[axis]))
+        return order[max(0, place - count) : place + count].astype(np.int64)
+
+    def rows(self, axis: int, first: int, end: int) -> NDArray[np.int64]:
+        """The rows from one place on to another in the order of an axis."""
+        return self._axis(axis)[0][first:end].astype(np.int64)
+
+    def band(self, query: Float32Array, floor: float) -> tuple[int, int, int]:
+        """An axis, and between which two places in its order every row with a similarity of ``floor`` or more is.
+
+        Args:
+            query: (D,) of length 1.
+            floor: a similarity, as :func:`similarities` rounds it.
+        """
+        axis = int(np.abs(query).argmax())
+        numbers = self._axis(axis)[1]
+        # Lengths differ from 1, and a similarity from its true value, by half of _CLOSE at most.
+        number = float(query[axis])
+        angle = math.acos(_cosine(floor - 2 * _CLOSE))
+        lowest = math.cos(min(math.pi, math.acos(_cosine(number - _CLOSE)) + angle)) - 2 * _CLOSE
+        highest = math.cos(max(0.0, math.acos(_cosine(number + _CLOSE)) - angle)) + 2 * _CLOSE
+        first = int(numbers.searchsorted(np.float32(lowest)))
+        end = int(numbers.searchsorted(np.float32(highest), "right"))
+        return axis, first, end
+
+    def _axis(self, axis: int) -> tuple[NDArray[np.int32], Float32Array]:
+        found = self._axes.get(axis)
+        if found is None:
+            numbers = self._matrix[:, axis]
+            order = numbers.argsort().astype(np.int32)
+            found = self._axes[axis] = order, numbers[order]
+        return found
+
+
+_CLOSE = 2.0**-23
+
+
+def _cosine(value: float) -> float:
+    return min(1.0, max(-1.0, value))
+
+
 def similarities(matrix: Float32Array, query: Float32Array) -> Float32Array:
     """Cosine similarity of one unit query (D,) with unit rows (N, D): computed in float64, rounded to float32 (N,)."""
     wide = query.astype(np.float64)
@@ -90,6 +155,18 @@ def similarities(matrix: Float32Array, query: Float32Array) -> Float32Array:
             scores[start : start + _CHUNK] = np.vecdot(matrix[start : start + _CHUNK], wide)
     scores += _ZERO  # -0.0 becomes 0.0
     return scores
+
+
+def lowest(values: Float32Array, k: int) -> NDArray[np.int64]:
+    """The places of the k lowest of each row's values (Q, N), lowest first, ties by place: (Q, min(k, N))."""
+    # Numbers as integers in the same order, and behind each its place, so that sorting is stable without being slow.
+    bits = values.view(np.int32)
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32
+    keys |= np.arange(values.shape[1])
+    if k < values.shape[1]:
+        keys = np.partition(keys, k - 1, axis=1)[:, :k]
+    keys.sort(axis=1)
+    return keys & 0xFFFFFFFF
 
 
 def shortlist(products: Float32Array, k: int, error: float, counts: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -9,6 +9,9 @@ from typing import Any
 
 from dckt.errors import ItemError
 
+# json.dumps makes an encoder for every call, which takes longer than a small mapping does.
+_encode = json.JSONEncoder(allow_nan=False).encode
+
 
 def listed(ids: Iterable[str]) -> list[str]:
     """Ids as a list.
@@ -60,7 +63,7 @@ def dump_metadata(ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | No
         if not isinstance(value, Mapping):
             raise ItemError(f"the metadata of {item!r} is a {type(value).__name__}; expected a mapping")
         try:
-            texts.append(json.dumps(dict(value), allow_nan=False))
+            texts.append(_encode(dict(value)))
         except (TypeError, ValueError, RecursionError) as error:
             raise ItemError(f"the metadata of {item!r} cannot be stored as JSON ({error})") from error
     return texts

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 
 @dataclass(frozen=True, init=False)
@@ -30,6 +30,57 @@ class Hit:
         fields["score"] = score
         fields["medium"] = medium
         fields["metadata"] = metadata
+
+
+class Hits(Sequence[Hit]):
+    """The hits of one query of many, best first, which are made when the first of them is looked at.
+
+    Equal to any sequence of the same hits. A slice gives a list; pickled and copied it becomes one.
+
+    Args:
+        make: gives them, the same at any time and in any thread.
+    """
+
+    __slots__ = ("_made", "_make")
+
+    def __init__(self, make: Callable[[], list[Hit]]) -> None:
+        self._make: Callable[[], list[Hit]] | None = make
+        self._made: list[Hit] | None = None
+
+    @overload
+    def __getitem__(self, place: int) -> Hit: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Hit]: ...
+    def __getitem__(self, place: int | slice) -> Hit | list[Hit]:
+        """A hit by rank, 0 is the best; a slice gives a list."""
+        return self._hits()[place]
+
+    def __len__(self) -> int:
+        return len(self._hits())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str | bytes) or not isinstance(other, Sequence):
+            return NotImplemented
+        return self._hits() == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list
+
+    def __repr__(self) -> str:
+        return repr(self._hits())
+
+    def __reduce__(self) -> tuple[type[list[Hit]], tuple[list[Hit]]]:
+        return list, (self._hits(),)
+
+    def _hits(self) -> list[Hit]:
+        made, make = self._made, self._make
+        if made is None:
+            if make is None:  # another thread made them just now
+                made = self._made
+                assert made is not None  # noqa: S101
+                return made
+            made = self._made = make()
+            self._make = None  # lets go of what they were made from
+        return made
 
 
 @dataclass(frozen=True)

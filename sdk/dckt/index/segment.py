@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 from numpy.lib import format as npy
@@ -34,11 +34,14 @@ from dckt.index.vectors import Float32Array
 
 SEGMENT_VERSION = 1
 GRAPH = "graph.hnsw"
+VECTORS = "vectors.npy"
 MANIFEST = "manifest.json"
-_FILES = ("labels.npy", "vectors.npy", "items.npy", "ids.npy", "ids.bin", "metadata.npy", "metadata.bin")
+_FILES = ("labels.npy", VECTORS, "items.npy", "ids.npy", "ids.bin", "metadata.npy", "metadata.bin")
 _PIECE = 32 * 2**20
 _BUFFER = 2**20
 _ABANDONED_SECONDS = 3600
+# The name of a file, the SHA-256 of a piece of it, which is worked out, and the one that it must have.
+Check: TypeAlias = tuple[str, Future[str], str]
 
 
 class SegmentError(Exception):
@@ -111,13 +114,17 @@ class Segment:
         report: on the graph, or on one that was refused, or None.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, dimension: int, graph: HnswGraph | None) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, dimension: int, graph: HnswGraph | None, checks: Iterable[Check] = ()
+    ) -> None:
+        self.path = path
+        self._checks = tuple(checks)
         self.head = manifest.head
         self.total = manifest.total
         self.graph = graph
         self.report = manifest.report
         self.labels: NDArray[np.int64] = _array(path / "labels.npy")
-        self.vectors: Float32Array = _array(path / "vectors.npy")
+        self.vectors: Float32Array = _vectors(path / VECTORS, manifest.rows, dimension)
         self.items: NDArray[np.int64] = _array(path / "items.npy")
         self.id_ends: NDArray[np.int64] = _array(path / "ids.npy")
         self.metadata_ends: NDArray[np.int64] = _array(path / "metadata.npy")
@@ -126,7 +133,6 @@ class Segment:
         rows = manifest.rows
         if (
             self.labels.shape != (rows,)
-            or self.vectors.shape != (rows, dimension)
             or self.items.shape != (rows + 1,)
             or not len(self.id_ends) == len(self.metadata_ends) == self.items[-1] + 1
         ):
@@ -136,6 +142,15 @@ class Segment:
         self._id_ends = self.id_ends.data
         self._metadata_ends = self.metadata_ends.data
         self._one_each = bool((self.items == np.arange(rows + 1)).all())
+
+    def verify(self) -> None:
+        """Waits until the vectors are verified too, which may not be used before.
+
+        Raises:
+            SegmentError: they are damaged.
+        """
+        _wait_for(self._checks)
+        self._checks = ()
 
     def entries(self, row: int, limit: int) -> list[tuple[str, bytes]]:
         """The first items of a row, at most so many: id, and metadata as JSON."""
@@ -216,29 +231,30 @@ def candidates(folder: Path, medium: str) -> list[Path]:
 
 
 def read_segment(path: Path, *, index_id: str, medium: str, dimension: int) -> Segment:
-    """Maps a segment after verifying every byte of it.
+    """Maps a segment after verifying every byte of it, but for the vectors: see :meth:`Segment.verify`.
 
     Raises:
         SegmentError: it is damaged, of another version, or of another index.
     """
     manifest = read_manifest(path, index_id=index_id, medium=medium, dimension=dimension)
-    names = sorted(manifest.files, key=lambda name: name != GRAPH)
+    # The graph first, for it takes long to load; the others are verified meanwhile, and the vectors in the background.
+    names = sorted(manifest.files, key=lambda name: (name == VECTORS, name != GRAPH))
     graph = None
-    with ThreadPoolExecutor(2) as pool:
-        checks = {name: _start_check(pool, path / name, *manifest.files[name]) for name in names}
-        try:
-            for name in names:
-                for check, expected in checks[name]:
-                    if check.result() != expected:
-                        raise SegmentError(f"{name} is not the one that was written")
-                if name == GRAPH:
-                    # The other files are verified meanwhile.
-                    graph = HnswGraph.load(path / GRAPH, dimension=dimension, count=manifest.rows)
-            return Segment(path, manifest, dimension, graph)
-        except (OSError, ValueError) as error:
+    pool = ThreadPoolExecutor(2)
+    try:
+        checks = {name: _start_checks(pool, path / name, *manifest.files[name]) for name in names}
+        for name in names[:-1]:
+            _wait_for(checks[name])
+            if name == GRAPH:
+                graph = HnswGraph.load(path / GRAPH, dimension=dimension, count=manifest.rows)
+        segment = Segment(path, manifest, dimension, graph, checks[VECTORS])
+    except BaseException as error:
+        pool.shutdown(cancel_futures=True)
+        if isinstance(error, OSError | ValueError):
             raise SegmentError(f"it cannot be read ({error})") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown(wait=False)
+    return segment
 
 
 def read_manifest(path: Path, *, index_id: str, medium: str, dimension: int) -> Manifest:
@@ -336,7 +352,7 @@ def _sequence(path: Path) -> int:
 def _write_source(building: Path, source: Source, dimension: int) -> tuple[int, int]:
     labels = source.labels
     np.save(building / "labels.npy", labels)
-    with (building / "vectors.npy").open("wb") as file:
+    with (building / VECTORS).open("wb") as file:
         _header(file, (len(labels), dimension), np.dtype(np.float32))
         for part in source.vectors():
             file.write(np.ascontiguousarray(part).data)
@@ -363,6 +379,14 @@ def _array(path: Path) -> NDArray[Any]:
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
+def _vectors(path: Path, rows: int, dimension: int) -> Float32Array:
+    """Maps the end of the file; its header is not looked at, for it is not verified yet."""
+    header = path.stat().st_size - 4 * rows * dimension
+    if header < 0:
+        raise SegmentError("its files do not fit together")
+    return np.asarray(np.memmap(path, np.float32, "r", header, (rows, dimension)))
+
+
 def _bytes(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -377,9 +401,17 @@ def _hashed(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         }
 
 
-def _start_check(
-    pool: ThreadPoolExecutor, path: Path, written: int, expected: Sequence[str]
-) -> Sequence[tuple[Future[str], str]]:
+def _wait_for(checks: Iterable[Check]) -> None:
+    for name, found, expected in checks:
+        try:
+            right = found.result() == expected
+        except OSError as error:
+            raise SegmentError(f"{name} cannot be read ({error})") from error
+        if not right:
+            raise SegmentError(f"{name} is not the one that was written")
+
+
+def _start_checks(pool: ThreadPoolExecutor, path: Path, written: int, expected: Sequence[str]) -> Sequence[Check]:
     try:
         size = path.stat().st_size
         pieces = _pieces(pool, path)
@@ -387,7 +419,7 @@ def _start_check(
         raise SegmentError(f"it cannot be read ({error})") from error
     if size != written or len(pieces) != len(expected):
         raise SegmentError(f"{path.name} is not the one that was written: it has {size:,} bytes")
-    return list(zip(pieces, expected, strict=True))
+    return [(path.name, piece, right) for piece, right in zip(pieces, expected, strict=True)]
 
 
 def _pieces(pool: ThreadPoolExecutor, path: Path) -> list[Future[str]]:

@@ -16,17 +16,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dckt.index.exact import (
+    BAND_NUMBERS,
     COLUMN_NUMBERS,
+    Bands,
     Columns,
     Entries,
     Found,
     exact_limit,
+    lowest,
     products,
     ranked,
     ranked_rows,
@@ -45,7 +49,7 @@ UNUSED_LIMIT = 0.25
 # The work (as in EXACT_WORK) of searching the rows that are not in the graph yet: some ten microseconds.
 TAIL_WORK = 40_000
 # A graph that grew by this share is measured again.
-MEASURED_SHARE = 0.25
+MEASURED_SHARE = 0.5
 # A search that would have to try harder than this goes the exact way.
 MAX_EFFORT = 4096
 # Queries that are multiplied with the matrix at once: bounds the product at this many numbers.
@@ -64,7 +68,15 @@ _EXPANDED_NUMBERS = 2**22
 _FILTER_READS = 4000
 _EVERYTHING = 2**62
 
+# The share of the rows up to which a band is searched instead of all, and how far beside a query one begins to look.
+_BAND_SHARE = 8
+_BAND_PROBE = 32
+# Of a query's numbers the largest from which on a band is likely to be thin.
+_NEXT_TO_AXIS = 0.9
+
 Exclusive = Callable[[], AbstractContextManager[None]]
+# Found items, or what gives them.
+Answer: TypeAlias = list[Found] | Callable[[], list[Found]]
 
 
 class Shelf:
@@ -99,6 +111,7 @@ class Shelf:
         self.total = segment.total if segment else 0
         self._unused = int((self._counts == 0).sum())
         self._columns: Columns | None = None
+        self._bands: Bands | None = None
         self._ranks: NDArray[np.int64] | None = None
         # How far a distance of hnswlib's is from the true one, at four standard deviations of its rounding, in at least
         # four lanes. The bound for the worst of all orders would make near ties, of which there are many, ties.
@@ -203,10 +216,20 @@ class Shelf:
             # A vector that came and went between two looks is not known, and need not be.
             if (entries := entries_of(label)) is not None:
                 entries.pop(item, None)
+        firsts = 0
         for label, item, metadata in change.added:
+            row = fresh.get(label)
+            if row is not None and not self._entries[row] and row not in touched:
+                # The first item of a new row, and of most rows the only one.
+                self._entries[row] = [(item, metadata.encode())]
+                self._counts[row] = 1
+                firsts += 1
+                continue
             if (entries := entries_of(label)) is None:
                 return False
             entries[item] = metadata.encode()
+        self.items += firsts
+        self._unused -= firsts
         for row, entries in touched.items():
             # A new list each time: who reads the old one meanwhile is not disturbed.
             self._entries[row] = sorted(entries.items())
@@ -238,7 +261,7 @@ class Shelf:
             counts[: self._rows] = self._counts[: self._rows]
             self._counts = counts
         self._tail_labels[old : old + new] = list(vectors)
-        self._tail[old : old + new] = np.stack(list(vectors.values()))
+        self._tail[old : old + new] = np.concatenate(list(vectors.values())).reshape(new, -1)
         fresh = {label: self._rows + place for place, label in enumerate(vectors)}
         self._counts[self._rows : self._rows + new] = 0
         self._entries.update((row, []) for row in fresh.values())
@@ -283,17 +306,20 @@ class Shelf:
 
     def in_graph(self) -> int:
         """How many unique vectors that are in use the graph covers."""
-        return int((self._counts[: self.covered] > 0).sum())
+        return int((self._counts[: self.covered] > 0).sum()) if self._unused else self.covered
 
     def unused_share(self) -> float:
         """The share of the graph's vectors that no item uses any more."""
         return 1 - self.in_graph() / self.covered if self.covered else 0.0
 
-    def build_graph(self, threads: int | None) -> tuple[HnswGraph | None, GraphReport]:
+    def build_graph(
+        self, threads: int | None, check: Callable[[], None] | None = None
+    ) -> tuple[HnswGraph | None, GraphReport]:
         """A new graph over every row. Searches may go on meanwhile; the shelf itself is not changed.
 
         Args:
             threads: how many build; see :meth:`HnswGraph.add`.
+            check: is called now and then, and may end it with an exception.
 
         Returns:
             What was measured, and the graph, or None when it is not good enough to be used.
@@ -302,11 +328,19 @@ class Shelf:
         graph = HnswGraph(self.dimension)
         rows = self._rows
         graph.reserve(rows)
-        order = graph.shuffled(rows)
-        for start in range(0, rows, 1024):
-            part = order[start : start + 1024]
-            graph.add(part, self.gathered(part), threads=threads)
-        effort, recall, _ = self.measured(graph, self.target)
+
+        def take_in(order: NDArray[np.int64]) -> None:
+            for start in range(0, len(order), 1024):
+                if check:
+                    check()
+                part = order[start : start + 1024]
+                graph.add(part, self.gathered(part), threads=threads)
+
+        # The last rows are asked for before they are in the graph: what they find, other vectors like them will find.
+        first, last = np.split(graph.shuffled(rows), [rows - min(TUNING_QUERIES, rows // 20)])
+        take_in(first)
+        effort, recall, _ = self.measured(graph, self.target, missing=last, threads=threads)
+        take_in(last)
         report = GraphReport(
             graph=secrets.token_hex(8),
             count=rows,
@@ -369,14 +403,23 @@ class Shelf:
         """Whether the graph has grown much since it was measured."""
         return self.report is None or self.covered > (1 + MEASURED_SHARE) * self.report.count
 
-    def remeasured(self) -> GraphReport:
-        """The report of the present graph, measured anew."""
+    def remeasured(self, threads: int | None = 1) -> GraphReport:
+        """The report of the present graph, measured anew by so many threads."""
         assert self.graph is not None  # noqa: S101
         assert self.report is not None  # noqa: S101
-        effort, recall, _ = self.measured(self.graph, self.target)
+        effort, recall, _ = self.measured(self.graph, self.target, known=self.effort, threads=threads)
         return replace(self.report, count=self.covered, effort=effort, recall=recall, accepted=recall >= self.target)
 
-    def measured(self, graph: HnswGraph, target: float, queries: Float32Array | None = None) -> tuple[int, float, int]:
+    def measured(
+        self,
+        graph: HnswGraph,
+        target: float,
+        queries: Float32Array | None = None,
+        *,
+        missing: NDArray[np.int64] | None = None,
+        known: int | None = None,
+        threads: int | None = 1,
+    ) -> tuple[int, float, int]:
         """The effort with which a graph reaches a recall, the recall, and with how many queries it was measured.
 
         The shelf may change meanwhile: the vectors of a row never do, and which rows count is noted first.
@@ -385,16 +428,25 @@ class Shelf:
             graph: over the first rows.
             target: the recall.
             queries: (Q, D); None takes a sample of the rows, disturbed.
+            missing: rows that the graph lacks among the first; they are the queries then.
+            known: see :meth:`HnswGraph.tune`.
+            threads: how many search the graph; None takes every core.
         """
-        used = self.used()[: len(graph)]
+        rows = len(graph)
+        if missing is not None and len(missing):
+            rows += len(missing)
+            queries = self.gathered(missing)
+        used = self.used()[:rows]
+        if missing is not None:
+            used[missing] = False
         if not used.any():
             return EFFORTS[0], 1.0, 0
         if queries is None:
-            queries = self._sample(graph, np.flatnonzero(used))
-        floors = tenth_best(self.parts(end=len(graph)), used, queries)
-        return *graph.tune(queries, floors, used, target), len(queries)
+            queries = self._sample(graph, np.flatnonzero(used), threads)
+        floors = tenth_best(self.parts(end=rows), used, queries)
+        return *graph.tune(queries, floors, used, target, known, threads or -1), len(queries)
 
-    def _sample(self, graph: HnswGraph, rows: NDArray[np.int64]) -> Float32Array:
+    def _sample(self, graph: HnswGraph, rows: NDArray[np.int64], threads: int | None) -> Float32Array:
         """Queries to measure with, (Q, D).
 
         A row is easier to find than a new vector like it, because the graph was built around it. So rows are moved as
@@ -406,7 +458,8 @@ class Shelf:
         generator = np.random.default_rng(0)
         chosen = self.gathered(rows[generator.permutation(len(rows))[:TUNING_QUERIES]])
         queries = disturbed(chosen, 0)
-        pages = graph.nearest(chosen, min(20 * NEIGHBOURS, max(2 * NEIGHBOURS, len(rows) // 100)))
+        effort = min(20 * NEIGHBOURS, max(2 * NEIGHBOURS, len(rows) // 100))
+        pages = graph.nearest(chosen, effort, threads=threads or -1)
         if pages is not None:
             near, _ = pages
             columns = generator.integers(0, near.shape[1], (2, len(near)))
@@ -419,8 +472,10 @@ class Shelf:
 
     # --- searching ---
 
-    def search(self, queries: Float32Array, k: int, *, threads: int | None = None) -> list[list[Found]]:
-        """The best k items of every query: score descending, ties by id ascending.
+    def search(self, queries: Float32Array, k: int, *, threads: int | None = None) -> list[Answer]:
+        """The best k items of every query, or what gives them at any later time.
+
+        Their order is score descending, ties by id ascending.
 
         Args:
             queries: (Q, D) float32 of length 1, C-contiguous.
@@ -444,7 +499,7 @@ class Shelf:
             effort, reach = 2 * effort, 2 * reach
         return effort if effort <= min(MAX_EFFORT, self.covered // 2) else 0
 
-    def _search_graph(self, queries: Float32Array, k: int, effort: int, threads: int) -> list[list[Found]]:
+    def _search_graph(self, queries: Float32Array, k: int, effort: int, threads: int) -> list[Answer]:
         assert self.graph is not None  # noqa: S101
         if len(queries) <= _PART:
             return self._expand(queries, self.graph.nearest(queries, effort, threads=threads), k, effort)
@@ -466,7 +521,7 @@ class Shelf:
 
     def _expand(
         self, queries: Float32Array, pages: tuple[NDArray[np.int64], Float32Array] | None, k: int, effort: int
-    ) -> list[list[Found]]:
+    ) -> list[Answer]:
         """The items behind the pages that the graph gave."""
         if pages is None:
             return self._search_exactly(queries, k)
@@ -476,12 +531,11 @@ class Shelf:
         if self._rows > self.covered:
             tails = np.concatenate([products(part, queries) for part in self.parts(self.covered)], axis=1)
         segment = self.segment if self._all_single() else None
-        found = []
+        found: list[Answer] = []
         for place, query in enumerate(queries):
             rows = self._page_rows(pages[0][place], pages[1][place], k)
             if rows is None:
-                flat = self._is_flat(pages[1][place, 0], pages[1][place, -1])
-                found += self._try_harder(query[None], k, _FLAT * effort if flat else effort)
+                found.append(self._settled(query, pages[0][place], pages[1][place], k, effort))
                 continue
             if tails is not None:
                 rows = np.concatenate([rows, self._best_rows(tails[place], k, first=self.covered)])
@@ -495,6 +549,105 @@ class Shelf:
                 found.append(ranked(rows, scores, self._entries_now(), k))
         return found
 
+    def _settled(
+        self, query: Float32Array, rows: NDArray[np.int64], distances: Float32Array, k: int, effort: int
+    ) -> Answer:
+        """The best k items for a query (D,) whose page (E,) may have cut a tie."""
+        found = self._search_band(query, rows[rows < self.covered] if self._rows > self.covered else rows, k)
+        if found is None:
+            flat = self._is_flat(distances[0], distances[-1])
+            return self._try_harder(query[None], k, _FLAT * effort if flat else effort)[0]
+        return found
+
+    def _search_band(self, query: Float32Array, known: NDArray[np.int64], k: int) -> list[Found] | None:
+        """The best k items for a query (D,), exactly, from the rows of one band; None where that does not pay.
+
+        Args:
+            query: (D,).
+            known: (M,) rows near the query; the nearer they are, the thinner is the band.
+            k: how many.
+        """
+        bands = self._bands_now()
+        if bands is None:
+            return None
+        scores = similarities(self.gathered(known), query)
+        order = scores.argsort()[::-1]
+        enough = int(self._counts[known[order]].cumsum().searchsorted(k))
+        if enough >= len(known):
+            return None
+        floor = scores[order[enough]]
+        axis, first, end = bands.band(query, float(floor))
+        if end - first > self._rows // _BAND_SHARE:
+            return None
+        near = bands.rows(axis, first, end)
+        if len(bands) < self._rows:
+            near = np.concatenate([near, np.arange(len(bands), self._rows)])
+        if self._unused:
+            near = near[self._counts[near] > 0]
+        scores = similarities(self.gathered(near), query)
+        best = (scores >= floor).nonzero()[0]
+        return ranked(near[best], scores[best], self._entries_now(), k, self._id_ranks)
+
+    def _search_bands(
+        self,
+        places: NDArray[np.int64],
+        queries: Float32Array,
+        known: NDArray[np.int64],
+        k: int,
+        found: list[Answer],
+    ) -> list[int]:
+        """As :meth:`_search_band`, for some of many queries, into ``found``; gives the places where it does not pay."""
+        bands, segment = self._bands_now(), self.segment
+        left: list[int] = places.tolist()
+        if bands is None or not left:
+            return left
+        left = []
+        if segment is None or not self._all_single() or len(bands) < self._rows:
+            for place in places.tolist():
+                if (hits := self._search_band(queries[place], known[place], k)) is None:
+                    left.append(place)
+                else:
+                    found[place] = hits
+            return left
+        # Queries next to one axis have about the same band.
+        together: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        floors = np.partition(self._values(known[places], queries[places]), k - 1, axis=1)[:, k - 1]
+        for place, floor in zip(places.tolist(), (-floors).tolist(), strict=True):
+            axis, first, end = bands.band(queries[place], floor)
+            if end - first > self._rows // _BAND_SHARE:
+                left.append(place)
+            else:
+                together[axis].append((first, end, place))
+        for axis, parts in together.items():
+            # Its rows in the order of their ids, in which ties go.
+            near = bands.rows(axis, min(part[0] for part in parts), max(part[1] for part in parts))
+            near = near[self._id_ranks()[near].argsort()]
+            step = max(1, _EXPANDED_NUMBERS // (len(near) * self.dimension))
+            for start in range(0, len(parts), step):
+                own = [place for _, _, place in parts[start : start + step]]
+                values = self._values(near[None], queries[own])
+                order = lowest(values, k)
+                best = Ranking(segment, near[order], np.take_along_axis(values, order, axis=1))
+                for number, place in enumerate(own):
+                    found[place] = partial(best.entries, number)
+        return left
+
+    def _values(self, rows: NDArray[np.int64], queries: Float32Array) -> Float32Array:
+        """Similarities of queries (Q, D) with rows (Q, M) or (1, M), the sign turned: (Q, M)."""
+        vectors = self.gathered(rows.ravel()).reshape(*rows.shape, self.dimension)
+        values: Float32Array = -np.vecdot(vectors, queries[:, None].astype(np.float64)).astype(np.float32)
+        values += np.float32(0)  # -0.0 becomes 0.0
+        return values
+
+    def _bands_now(self) -> Bands | None:
+        if self._rows * self.dimension > BAND_NUMBERS:
+            return None
+        bands = self._bands
+        if bands is None or _BAND_SHARE * (self._rows - len(bands)) > self._rows:
+            parts = self.parts()
+            bands = self._bands = Bands(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        return bands
+
     def _all_single(self) -> bool:
         """Whether every row is in the segment as it was, with one item."""
         return not self._entries and self.items == self._rows and not self._unused
@@ -505,7 +658,7 @@ class Shelf:
 
     def _expand_many(
         self, queries: Float32Array, rows: NDArray[np.int64], distances: Float32Array, k: int, effort: int
-    ) -> list[list[Found]]:
+    ) -> list[Answer]:
         """As :meth:`_expand`, for many queries at once, where every row is in the graph and in use."""
         if k > rows.shape[1]:
             return self._try_harder(queries, k, effort)
@@ -513,13 +666,13 @@ class Shelf:
         sure = limits < distances[:, -1] - self._error
         ends = (distances <= limits[:, None]).sum(axis=1)
         width = int(ends[sure].max(initial=0))
-        found: list[list[Found]] = [[]] * len(queries)
-        flat = self._is_flat(distances[:, 0], distances[:, -1])
-        for unsure, tried in ((~sure & ~flat, effort), (~sure & flat, _FLAT * effort)):
-            if unsure.any():
-                hits_of = self._try_harder(queries[unsure], k, tried)
-                for place, hits in zip(unsure.nonzero()[0].tolist(), hits_of, strict=True):
-                    found[place] = hits
+        found: list[Answer] = [[]] * len(queries)
+        left = np.array(self._search_bands((~sure).nonzero()[0], queries, rows, k, found), dtype=np.int64)
+        flat = self._is_flat(distances[left, 0], distances[left, -1])
+        for unsure, tried in ((left[~flat], effort), (left[flat], _FLAT * effort)):
+            if len(unsure):
+                for place, answer in zip(unsure.tolist(), self._try_harder(queries[unsure], k, tried), strict=True):
+                    found[place] = answer
         step = max(1, _EXPANDED_NUMBERS // max(1, width * self.dimension))
         places = sure.nonzero()[0]
         for start in range(0, len(places), step):
@@ -534,14 +687,12 @@ class Shelf:
         rows: NDArray[np.int64],
         ends: NDArray[np.int64],
         k: int,
-        found: list[list[Found]],
+        found: list[Answer],
     ) -> None:
         """Puts the best items of queries into ``found``: (P, W) rows each, of which the first ``ends`` count."""
-        vectors = self.gathered(rows.ravel()).reshape(*rows.shape, self.dimension)
-        values = -np.vecdot(vectors.astype(np.float64), queries[:, None].astype(np.float64)).astype(np.float32)
+        values = self._values(rows, queries)
         values[np.arange(rows.shape[1]) >= ends[:, None]] = 3
-        values += np.float32(0)
-        order = values.argsort(axis=1, kind="stable")
+        order = lowest(values, rows.shape[1])
         rows = np.take_along_axis(rows, order, axis=1)
         values = np.take_along_axis(values, order, axis=1)
         segment = self.segment
@@ -551,22 +702,23 @@ class Shelf:
             ):
                 found[place] = ranked_rows(own[:end], ranks[:end], self.entries, k)
             return
-        # Every row has one item, so the first k rows and what ties with the last of them are all that is needed.
-        needed = values <= values[:, k - 1 : k]
-        entries = segment.only_entries(rows[needed].tolist(), values[needed].tolist())
-        start = 0
-        for place, count in zip(places.tolist(), needed.sum(axis=1).tolist(), strict=True):
-            hits = entries[start : start + count]
+        # Every row has one item. Where none of the best ties, their order is known before their ids are.
+        ties = (values[:, 1 : k + 1] == values[:, : min(k, rows.shape[1] - 1)]).any(axis=1)
+        best = Ranking(segment, rows[:, :k].copy(), values[:, :k].copy())
+        for number, place in enumerate(places.tolist()):
+            found[place] = partial(best.entries, number)
+        for number in ties.nonzero()[0].tolist():
+            end = int(ends[number])
+            hits = segment.only_entries(rows[number, :end].tolist(), values[number, :end].tolist())
             hits.sort()
             del hits[k:]
-            found[place] = hits
-            start += count
+            found[places[number]] = hits
 
     def _is_flat(self, nearest: NDArray[np.float32], last: NDArray[np.float32]) -> Any:
         """Whether all of a page may be one tie, so that many more are needed to see the end of it."""
         return nearest + self._error >= last - self._error
 
-    def _try_harder(self, queries: Float32Array, k: int, effort: int) -> list[list[Found]]:
+    def _try_harder(self, queries: Float32Array, k: int, effort: int) -> list[Answer]:
         wider = self._wider(effort)
         return self._search_graph(queries, k, wider, 1) if wider else self._search_exactly(queries, k)
 
@@ -603,17 +755,23 @@ class Shelf:
             return None
         return rows[: distances.searchsorted(limit, "right")]
 
-    def _search_exactly(self, queries: Float32Array, k: int) -> list[list[Found]]:
+    def _search_exactly(self, queries: Float32Array, k: int) -> list[Answer]:
+        bands = self._bands_now() if k <= _BAND_PROBE else None
+        found: list[Answer | None] = [None] * len(queries)
+        if bands is not None:
+            for place in (np.abs(queries).max(axis=1) > _NEXT_TO_AXIS).nonzero()[0].tolist():
+                query = queries[place]
+                found[place] = self._search_band(query, bands.beside(query, _BAND_PROBE), k)
+        places = [place for place, hits in enumerate(found) if hits is None]
         step = max(1, _PRODUCT_NUMBERS // self._rows)
-        found = []
-        for start in range(0, len(queries), step):
-            part = queries[start : start + step]
-            scores, error = self._products(part)
-            for query, values in zip(part, scores, strict=True):
+        for start in range(0, len(places), step):
+            part = places[start : start + step]
+            scores, error = self._products(queries[part] if len(part) < len(queries) else queries)
+            for place, values in zip(part, scores, strict=True):
                 rows = self._best_rows(values, k, error=error)
-                similar = similarities(self.gathered(rows), query)
-                found.append(ranked(rows, similar, self._entries_now(), k, self._id_ranks))
-        return found
+                similar = similarities(self.gathered(rows), queries[place])
+                found[place] = ranked(rows, similar, self._entries_now(), k, self._id_ranks)
+        return [hits for hits in found if hits is not None]
 
     def _id_ranks(self) -> NDArray[np.int64]:
         """(N,) the place of every row in the order of the rows' first ids; those without items are last."""
@@ -768,6 +926,25 @@ class Shelf:
     def source(self, *, drop_unused: bool) -> ShelfSource:
         """What a segment is written from, as of now."""
         return ShelfSource(self, drop_unused)
+
+
+class Ranking:
+    """The best k rows of some queries, in their order, each with one item.
+
+    Args:
+        segment: that the rows are of.
+        rows: (Q, k).
+        values: (Q, k), scores with the sign turned.
+    """
+
+    def __init__(self, segment: Segment, rows: NDArray[np.int64], values: Float32Array) -> None:
+        self._segment = segment
+        self._rows = rows
+        self._values = values
+
+    def entries(self, place: int) -> list[Found]:
+        """The items of one query."""
+        return self._segment.only_entries(self._rows[place].tolist(), self._values[place].tolist())
 
 
 class _TooManyError(Exception):

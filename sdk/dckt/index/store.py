@@ -39,6 +39,11 @@ from dckt.index.vectors import Float32Array
 CHECKED_BYTES = 8 * 2**20
 _INTEGRITY_CHECK_BYTES = 256 * 2**20
 _PAGE = 2000
+# Digests are in no order, so a batch changes pages all over their index. The writer keeps those pages in memory, and
+# folds its log, in pages of 4 KiB, into the file when most of them have changed more than once.
+_CACHE_KIB = 16 * 1024
+_LOG_PAGES = 4000
+_LAST_LABEL = 2**62
 T = TypeVar("T")
 # An item's id and its metadata as JSON.
 Entry: TypeAlias = tuple[str, bytes]
@@ -102,6 +107,8 @@ class ItemStore:
         self._mode = mode
         self._checksums = Checksums(meta.index_id)
         self._writer = writer
+        writer.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         self._watch = connect(path, mode=mode)
         self._watching = threading.Lock()
         self._signature = self._files() if self.immutable else None
@@ -515,15 +522,19 @@ class ItemStore:
         digests = [self._checksums.digest(blob) for blob in blobs]
         rows = dict(zip(digests, range(len(digests)), strict=True))
         labels = self._labels_by_digest(medium, rows)
-        fresh = {key: row for key, row in rows.items() if key not in labels}
+        fresh = [(key, row) for key, row in rows.items() if key not in labels]
+        # As SQLite would number them; so they need not be asked for afterwards.
+        highest = self._writer.execute("SELECT max(label) FROM vectors").fetchone()[0] or 0
+        first = max(highest, self._last_label(self._writer)) + 1
+        if first > _LAST_LABEL:
+            raise self._corrupt("it has no labels left")
         self._writer.executemany(
-            "INSERT INTO vectors (medium, digest, vector) VALUES (?, ?, ?)",
-            [(medium, key, blobs[row]) for key, row in fresh.items()],
+            "INSERT INTO vectors VALUES (?, ?, ?, ?)",
+            [(label, medium, key, blobs[row]) for label, (key, row) in enumerate(fresh, first)],
         )
-        given = self._labels_by_digest(medium, fresh)
-        for key, label in sorted(given.items(), key=lambda pair: pair[1]):
-            change.vectors[label] = vectors[fresh[key]]
-        labels.update(given)
+        for label, (key, row) in enumerate(fresh, first):
+            change.vectors[label] = vectors[row]
+            labels[key] = label
         return [labels[key] for key in digests]
 
     def _labels_by_digest(self, medium: str, digests: Iterable[bytes]) -> dict[bytes, int]:

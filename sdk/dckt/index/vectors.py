@@ -109,8 +109,10 @@ def unit_queries(queries: ArrayLike, *, dimension: int) -> Float32Array:
         else:
             squares = np.vecdot(wide, wide)
         if len(array) == 1 and 1e-200 < (square := squares.item()) < 1e200:
-            row = (wide / math.sqrt(square)).astype(np.float32)
-            return np.add(row, _ZERO, row)
+            wide /= math.sqrt(square)
+            row = wide.astype(np.float32)
+            row += _ZERO
+            return row
         # NaN compares as false. Squares of numbers far outside of this leave float64.
         if len(array) == 0 or (squares.min() > 1e-200 and squares.max() < 1e200):
             wide /= np.sqrt(squares)[:, None]
