@@ -3,7 +3,8 @@
 ``NAME.dckt`` holds ``manifest.json``, ``image.onnx``, ``text.onnx`` and ``vocabulary.txt``, and whatever else
 the graphs need, such as ``image.onnx.data``. Each graph has an output for each representation:
 ``probability`` (B, C), whose rows sum to 1, and ``fc9`` (B, D), both float32. ``image.onnx`` takes
-``pixels``, uint8 (B, S, S, 3); ``text.onnx`` takes ``tokens``, int64 (B, L), padded at the end with 0.
+``pixels``, uint8 (B, S, S, 3); ``text.onnx`` takes ``tokens``, int64 (B, L), padded at the end with 0. A medium
+beside these two has a graph, too, such as ``audio.onnx``; it takes ``vectors``, float32 (B, F).
 
 A *graph* is an ONNX file of one medium in one precision. The same graphs may be there in fp16 and int8 too
 (``image.fp16.onnx``), with the same inputs and outputs. A *variant* is a way to serve: a runtime, the precision
@@ -203,6 +204,11 @@ class Bundle:
         for name, entry in manifest.files.items():
             _check_file(path / name, entry, verify=verify)
         return cls(path, manifest)
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """What the model encodes: ``image``, ``text``, and any other."""
+        return tuple(self.manifest.graphs["fp32"])
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import permutations
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -140,7 +141,7 @@ def calibrate(
     """Chooses thresholds, and measures every representation alone and as a second stage.
 
     Args:
-        vectors: by representation, then by medium, at least ``image`` and ``text``: (N, D) floats; row i of each medium
+        vectors: by representation, then by medium, such as ``image`` and ``text``: (N, D) floats; row i of each medium
             belongs to pair i, and ties in a ranking go by row.
         labels: N labels.
         representation: the one that an index searches by, a key of ``vectors``.
@@ -164,8 +165,8 @@ def calibrate(
     first = units[representation]
     found = {
         f"{asked}_to_{medium}": thresholds(first[asked], codes, first[medium], codes, exclude_self=asked == medium)
-        for asked in ("image", "text")
-        for medium in ("image", "text")
+        for asked in first
+        for medium in first
     }
     ranking = {name: _both_ways(of, codes) for name, of in units.items()}
     for name, of in units.items():
@@ -285,7 +286,7 @@ def _both_ways(
 ) -> dict[str, Quality]:
     found = {}
     relevant = codes[:, None] == codes
-    for asked, medium in (("image", "text"), ("text", "image")):
+    for asked, medium in permutations(first, 2):
         scores = first[asked] @ first[medium].T
         if second is not None:
             scores = reordered(scores, second[asked] @ second[medium].T, candidates)

@@ -15,24 +15,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dckt.errors import ConfigError, CorpusError
+from dckt.features import FOLDER, read_rows
 from dckt.index.items import is_id
 
 PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 ON_ERROR = ("raise", "skip")
 
-Source = TypeVar("Source", Path, str)
+Source = TypeVar("Source", Path, str, NDArray[np.float32])
 # The place of a row in its file, and its fields or what is wrong with it.
 _Row: TypeAlias = tuple[int, Mapping[str, Any] | ValueError]
 
 
 @dataclass(frozen=True)
 class Item(Generic[Source]):
-    """One picture or text to index.
+    """One item to index.
 
     Attributes:
         id: different from that of every other item of its medium.
-        source: path of the picture, or the text itself.
+        source: path of the picture, the text itself, or the features (F,) of another medium.
         metadata: what is stored with it.
     """
 
@@ -48,18 +52,28 @@ class Collection:
     Attributes:
         images: pictures, in the order of the input.
         texts: texts, in the order of the input.
+        features: for each other medium its items, in the order of the input: rows of numbers.
         skipped: one line for each mistake that was passed over.
     """
 
     images: tuple[Item[Path], ...] = ()
     texts: tuple[Item[str], ...] = ()
+    features: Mapping[str, tuple[Item[NDArray[np.float32]], ...]] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """How many items there are, of all media."""
+        return len(self.images) + len(self.texts) + sum(map(len, self.features.values()))
 
     def __add__(self, other: Collection) -> Collection:
         """Both, one behind the other."""
         return Collection(
             images=self.images + other.images,
             texts=self.texts + other.texts,
+            features={
+                medium: (*self.features.get(medium, ()), *other.features.get(medium, ()))
+                for medium in {**self.features, **other.features}
+            },
             skipped=self.skipped + other.skipped,
         )
 
@@ -125,19 +139,29 @@ def collect_texts(path: str | Path, *, on_error: str = "raise") -> Collection:
     return Collection(texts=tuple(texts), skipped=tuple(mistakes))
 
 
-def collect_pairs(path: str | Path, *, split: str | None = None, on_error: str = "raise") -> Collection:
-    """The pictures and texts of a corpus of pairs; both of a pair get its id.
+def media_of_corpus(path: str | Path) -> list[str]:
+    """The media that a corpus has beside pictures and texts, by the files in its folder ``vectors``."""
+    path = Path(path)
+    return sorted(file.stem for file in ((path if path.is_dir() else path.parent) / FOLDER).glob("*.npy"))
+
+
+def collect_pairs(
+    path: str | Path, *, split: str | None = None, media: Sequence[str] = (), on_error: str = "raise"
+) -> Collection:
+    """The pictures and texts of a corpus of pairs, and features of other media; all of a pair get its id.
 
     Args:
         path: a folder with ``pairs.jsonl`` or ``pairs.csv``, or such a file. A row has ``id``, ``image`` (path relative
             to the file's folder), ``text``, and may have ``label`` and ``split``.
         split: only pairs of this split, such as ``test``.
+        media: those to read from ``vectors/MEDIUM.npy``, which has a row for each row of the corpus, in its order.
         on_error: ``raise``, or ``skip`` bad rows.
 
     Metadata: ``label``, ``split``, and ``image`` (absolute path) or ``text``.
 
     Raises:
-        CorpusError: there is no such corpus, rows are bad (each is named), or none has that split.
+        CorpusError: there is no such corpus, an array is missing or does not fit it, rows are bad (each is named), or
+            none has that split.
     """
     _check_on_error(on_error)
     path = Path(path)
@@ -156,14 +180,41 @@ def collect_pairs(path: str | Path, *, split: str | None = None, on_error: str =
         name, text = _id(fields), _text(fields, "text")
         return Item(name, picture, {**about, "image": _absolute(picture)}), Item(name, text, {**about, "text": text})
 
-    rows = _rows(path, ("id", "image", "text"), "expected pairs.jsonl or pairs.csv")
+    read = list(_rows(path, ("id", "image", "text"), "expected pairs.jsonl or pairs.csv"))
+    rows = iter(read)
     if split is not None:
         rows = ((place, row) for place, row in rows if isinstance(row, ValueError) or row.get("split") == split)
     pairs, mistakes = _checked(path, rows, pair, on_error)
     if not pairs:
         raise CorpusError(f"{path}: holds no pair" + (f" with split {split!r}" if split is not None else ""), mistakes)
+    texts = tuple(text for _, text in pairs)
+    features = {medium: _features(path, medium, read, texts, on_error, mistakes) for medium in media}
     return Collection(
-        images=tuple(image for image, _ in pairs), texts=tuple(text for _, text in pairs), skipped=tuple(mistakes)
+        images=tuple(image for image, _ in pairs), texts=texts, features=features, skipped=tuple(mistakes)
+    )
+
+
+def _features(
+    path: Path, medium: str, rows: Sequence[_Row], texts: Sequence[Item[str]], on_error: str, mistakes: list[str]
+) -> tuple[Item[NDArray[np.float32]], ...]:
+    """Those of the pairs whose texts are given; what is not finite is a mistake more."""
+    array, bad = read_rows(path.parent / FOLDER / f"{medium}.npy", len(rows), path.name)
+    numbers: dict[str, int] = {}
+    for number, (_, row) in enumerate(rows):
+        if not isinstance(row, ValueError):
+            numbers.setdefault(str(row["id"]), number)
+    unusable = set(bad)
+    faults = [
+        f"{FOLDER}/{medium}.npy, row {numbers[text.id]} from 0, pair {text.id!r}: holds a number that is not finite"
+        for text in texts
+        if numbers[text.id] in unusable
+    ]
+    _settle_mistakes(path, faults, on_error)
+    mistakes += faults
+    return tuple(
+        Item(text.id, array[numbers[text.id]], {key: value for key, value in text.metadata.items() if key != "text"})
+        for text in texts
+        if numbers[text.id] not in unusable
     )
 
 

@@ -27,10 +27,10 @@ class SearchResult(Sequence[Hit]):
 
     Attributes:
         hits: score descending, ties by id ascending, then by medium.
-        query_medium: ``image`` or ``text``.
-        timings: seconds by stage, in their order: ``decode`` (a picture) or ``tokenize`` (a text), ``encode``, with the
-            wait for other callers if they share it, ``search``, and ``reorder``, as they apply. Of the whole batch,
-            for a batch.
+        query_medium: ``image``, ``text``, or another of the model's.
+        timings: seconds by stage, in their order: ``decode`` (a picture), ``tokenize`` (a text) or ``check`` (features
+            of another medium), ``encode``, with the wait for other callers if they share it, ``search``, and
+            ``reorder``, as they apply. Of the whole batch, for a batch.
     """
 
     hits: tuple[Hit, ...]
@@ -123,7 +123,7 @@ def find(index: Index, vectors: Vectors, question: Question) -> tuple[list[tuple
     return [tuple(hits[: question.k]) for hits in found], timings
 
 
-def _candidates(index: Index, queries: NDArray[np.float32], question: Question) -> list[list[Hit]]:
+def _candidates(index: Index, queries: NDArray[np.float32], question: Question) -> list[Sequence[Hit]]:
     count = max(question.k, question.reorder)
     if not isinstance(question.floors, Mapping):
         return index.search(queries, count, media=question.media, where=question.where, min_score=question.floors)

@@ -1,6 +1,6 @@
-"""A bundle, opened to encode: from a picture or a text to vectors.
+"""A bundle, opened to encode: from a picture, a text, or the features of another medium to vectors.
 
-Shape letters: B batch, D width of a representation.
+Shape letters: B batch, F features of an item, D width of a representation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dckt.batching import Batcher, Batching
-from dckt.bundle import Bundle
+from dckt.bundle import MEDIA, Bundle
 from dckt.errors import ConfigError, ItemError, TextError
+from dckt.features import checked_rows
 from dckt.preprocessing import ImageLimits, decode_image, image_array, image_batch, image_digest, token_batch, tokenizer
 from dckt.runtime import Encoder
 from dckt.runtime.choice import open_encoders
@@ -32,7 +33,9 @@ Vectors = dict[str, NDArray[np.float32]]
 
 
 class Model:
-    """What encodes pictures and texts. Safe to use from many threads; use :meth:`open`, and close it.
+    """What encodes pictures, texts, and features of other media. Safe to use from many threads.
+
+    Use :meth:`open`, and close it.
 
     Attributes:
         bundle: where it comes from.
@@ -115,20 +118,38 @@ class Model:
             for medium, encoder in self.encoders.items()
         }
 
-    def prepare(self, medium: str, source: Any) -> Any:
-        """A picture as pixels (S, S, 3) uint8, or a text as token ids.
+    def width(self, medium: str) -> int:
+        """F, the numbers of an item of a medium beside pictures and texts.
 
         Raises:
-            ImageError, TextError: the source cannot be used.
+            ConfigError: the model has no such medium.
+        """
+        others = [name for name in self.encoders if name not in MEDIA]
+        if medium not in others:
+            raise ConfigError(
+                f"medium is {medium!r}; {self.bundle.path} takes features of: {', '.join(others) or 'no medium'}"
+            )
+        return self.encoders[medium].input_shape[1] or 0
+
+    def prepare(self, medium: str, source: Any) -> Any:
+        """A picture as pixels (S, S, 3) uint8, a text as token ids, or features as (F,) float32.
+
+        Raises:
+            ImageError, TextError, ItemError: the source cannot be used.
         """
         manifest = self.bundle.manifest
         if medium == "image":
             return image_array(source, manifest.image, self.limits)
+        if medium != "text":
+            rows, bad = checked_rows([source], self.width(medium), medium)
+            if bad:
+                raise ItemError(f"{medium} features hold a number that is not finite")
+            return rows[0]
         return self.bundle.vocabulary.encode(_text(source), manifest.text)
 
     def prepare_all(self, medium: str, sources: Sequence[Any]) -> list[Any]:
         """As :meth:`prepare`, for several at once."""
-        if medium == "text" or min(len(sources), self.workers) < 2:
+        if medium != "image" or min(len(sources), self.workers) < 2:
             return [self.prepare(medium, source) for source in sources]
         with ThreadPoolExecutor(min(len(sources), self.workers)) as pool:
             return list(pool.map(partial(self.prepare, medium), sources))
@@ -137,10 +158,12 @@ class Model:
         """SHA-256 of a source, in hexadecimal: of what decides its vector, beside the model.
 
         Raises:
-            ImageError, TextError: the source cannot be read.
+            ImageError, TextError, ItemError: the source cannot be read.
         """
         if medium == "image":
             return image_digest(source, self.limits)
+        if medium != "text":
+            return hashlib.sha256(self.prepare(medium, source).tobytes()).hexdigest()
         # What is no Unicode has no UTF-8; its escapes tell it from everything else.
         return hashlib.sha256(_text(source).encode(errors="surrogatepass")).hexdigest()
 
@@ -153,8 +176,12 @@ class Model:
         batch: NDArray[Any]
         if medium == "text":
             batch = token_batch(prepared)
+        elif prepared:
+            batch = np.stack(prepared)
+        elif medium == "image":
+            batch = image_batch([], self.bundle.manifest.image)
         else:
-            batch = np.stack(prepared) if prepared else image_batch([], self.bundle.manifest.image)
+            batch = np.empty((0, self.width(medium)), np.float32)
         return self.encoders[medium].run_all(batch)
 
     def encode_one(self, medium: str, prepared: Any) -> Vectors:

@@ -1,6 +1,6 @@
-"""From a picture or a text to the items that belong to it: encoders, index and metadata together.
+"""From a picture, a text, or an item of another medium to the items that belong to it: encoders and index together.
 
-Shape letters: B batch, N vectors, D width of the representation.
+Shape letters: B batch, N vectors, F features of an item, D width of the representation.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,9 +18,10 @@ from numpy.typing import ArrayLike
 
 from dckt.adding import AddReport, Failure, Options, Part, Progress, Row, add, rows_of
 from dckt.batching import Batching
-from dckt.bundle import MEDIA, Bundle
-from dckt.collect import Collection
-from dckt.errors import ConfigError, IndexFolderError, UnknownItemError
+from dckt.bundle import Bundle
+from dckt.collect import Collection, Item
+from dckt.errors import ConfigError, IndexFolderError, ItemError, UnknownItemError
+from dckt.features import checked_rows
 from dckt.files import atomic_folder
 from dckt.finding import Question, SearchResult, find, floors
 from dckt.index import Hit, Index
@@ -37,6 +39,8 @@ Where = Mapping[str, Any] | None
 
 class Searcher:
     """A model and an index that it filled: add pictures and texts, search with either. Safe to use from many threads.
+
+    A model may have more media than these, such as audio; their items are rows of numbers, here called features.
 
     Scores are cosine similarities of the model's representations: higher is better, ties go by id ascending, then by
     medium. See :class:`dckt.index.Index` for what is stored, and for when a search is exact. Use :meth:`open` or
@@ -300,6 +304,38 @@ class Searcher:
         options = Options(batch_size=batch_size, on_error=on_error, upsert=upsert, progress=progress)
         return self._add(rows_of("text", texts, ids, metadata), options)
 
+    def add_features(
+        self,
+        features: ArrayLike,
+        *,
+        ids: Iterable[str],
+        medium: str,
+        metadata: Iterable[Mapping[str, Any]] | None = None,
+        batch_size: int = 32,
+        on_error: str = "raise",
+        upsert: bool = False,
+        progress: Progress | None = None,
+    ) -> AddReport:
+        """Encodes and stores items of a medium beside pictures and texts, such as audio.
+
+        Args:
+            features: (N, F) numbers, as the model was trained on; :meth:`add_vectors` takes what a model gave.
+            ids: N.
+            medium: of all of them.
+            metadata: N mappings; None stores empty ones.
+            batch_size: see :meth:`add_images`.
+            on_error: see :meth:`add_images`.
+            upsert: see :meth:`add_images`.
+            progress: called with (items done, items in all).
+
+        Raises:
+            ItemError: not rows of F numbers, one that is not finite, or see :meth:`add_images`.
+            ConfigError: the model has no such medium, or an argument with a value that is not offered.
+        """
+        options = Options(batch_size=batch_size, on_error=on_error, upsert=upsert, progress=progress)
+        rows, bad = checked_rows(features, self.model.width(medium), medium)
+        return self._add(rows_of(medium, rows, ids, metadata), options, bad)
+
     def add_collection(
         self,
         collection: Collection,
@@ -312,7 +348,7 @@ class Searcher:
         """Encodes and stores what :mod:`dckt.collect` read; with ``raise`` nothing is stored before all is encoded.
 
         Args:
-            collection: pictures and texts.
+            collection: pictures, texts, and features of other media.
             batch_size: see :meth:`add_images`.
             on_error: see :meth:`add_images`.
             upsert: see :meth:`add_images`.
@@ -322,12 +358,19 @@ class Searcher:
             A report for each medium that the collection holds.
 
         Raises:
-            DcktError: see :meth:`add_images` and :meth:`add_texts`.
+            DcktError: see :meth:`add_images`, :meth:`add_texts` and :meth:`add_features`.
         """
+        for medium, rows in collection.features.items():  # which are finite, as they were read
+            checked_rows([item.source for item in rows], self.model.width(medium), medium)
         # Texts go first: they are quick, so their mistakes show before the pictures are encoded.
+        media: dict[str, Sequence[Item[Any]]] = {
+            "text": collection.texts,
+            **collection.features,
+            "image": collection.images,
+        }
         parts = [
             Part(medium, [Row(item.id, item.source, item.metadata) for item in items])
-            for medium, items in (("text", collection.texts), ("image", collection.images))
+            for medium, items in media.items()
             if items
         ]
         options = Options(batch_size=batch_size, on_error=on_error, upsert=upsert, progress=progress)
@@ -343,7 +386,7 @@ class Searcher:
         second: ArrayLike | None = None,
         upsert: bool = False,
     ) -> AddReport:
-        """Stores vectors that this model made elsewhere: all of them, or none.
+        """Stores vectors that this model made elsewhere: all of them, or none. :meth:`add_features` makes them here.
 
         Args:
             vectors: (N, D) of any floating dtype, of the index's representation.
@@ -403,8 +446,20 @@ class Searcher:
         """Makes the index small and fast again, while searches go on; see :meth:`dckt.index.Index.compact`."""
         self.index.compact()
 
-    def _add(self, part: Part, options: Options) -> AddReport:
-        return add(self.model, self.index, [part], options)[part.medium]
+    def _add(self, part: Part, options: Options, bad: Sequence[int] = ()) -> AddReport:
+        """Adds all rows but the bad ones, which hold a number that is not finite."""
+        if not bad or not isinstance(part.rows, Sequence):
+            return add(self.model, self.index, [part], options)[part.medium]
+        reason = ItemError("the features hold a number that is not finite")
+        if options.on_error == "raise":
+            raise ItemError(f"{part.medium} {part.rows[bad[0]].id!r}: {reason}")
+        left = set(bad)
+        good = [row for place, row in enumerate(part.rows) if place not in left]
+        report = add(self.model, self.index, [Part(part.medium, good)], options)[part.medium]
+        left_out = [
+            Failure(part.rows[place].id, reason if options.on_error == "collect" else str(reason)) for place in bad
+        ]
+        return replace(report, failed=(*left_out, *report.failed))
 
     # --- searching ---
 
@@ -413,17 +468,21 @@ class Searcher:
         image: ImageSource | None = None,
         *,
         text: str | None = None,
+        features: ArrayLike | None = None,
+        medium: str | None = None,
         k: int = 10,
         media: Media = None,
         where: Where = None,
         min_score: MinScore = None,
         reorder: int = 0,
     ) -> SearchResult:
-        """The items that belong to a picture or to a text.
+        """The items that belong to a picture, to a text, or to an item of another medium.
 
         Args:
             image: a path, the content of a file, a Pillow image, or an array (H, W, 3) of uint8.
             text: instead of an image; with at least one word that the model knows.
+            features: instead of either, (F,) numbers of an item of another medium, as the model was trained on.
+            medium: which one that is, such as ``audio``.
             k: how many hits; more than there are items gives all.
             media: which media to find; None means every medium but the query's own, so a picture finds texts.
             where: which items to find, by their metadata, such as ``{"shop": "A", "price": {"lt": 20}}``; see
@@ -437,16 +496,15 @@ class Searcher:
         Raises:
             ImageError: the picture cannot be decoded.
             TextError: the model knows no word of the text.
-            ItemError: the model gives no usable vector for the query.
-            ConfigError: not one of image and text, k is below 1, there is no such medium, a mistake in the filter, or
-                the bundle is not calibrated or the index has no second representation for what is asked.
+            ItemError: the features are not F finite numbers, or the model gives no usable vector for the query.
+            ConfigError: not one of image, text and features, features without a medium that the model has, k is below
+                1, there is no such medium, a mistake in the filter, or the bundle is not calibrated or the index has no
+                second representation for what is asked.
         """
-        if (image is None) == (text is None):
-            raise ConfigError("a search takes an image or a text, one of them")
-        medium, source = ("text", text) if image is None else ("image", image)
-        question = self._question(medium, self._wanted(media, medium), k, where, min_score, reorder)
+        asked, source = self._query({"image": image, "text": text}, features, medium, "an image or a text or features")
+        question = self._question(asked, self._wanted(media, asked), k, where, min_score, reorder)
         results = self._answer(
-            medium, lambda: self.model.prepare(medium, source), lambda one: self.model.encode_one(medium, one), question
+            asked, lambda: self.model.prepare(asked, source), lambda one: self.model.encode_one(asked, one), question
         )
         return results[0]
 
@@ -455,6 +513,8 @@ class Searcher:
         images: Iterable[ImageSource] | None = None,
         *,
         texts: Iterable[str] | None = None,
+        features: ArrayLike | None = None,
+        medium: str | None = None,
         k: int = 10,
         media: Media = None,
         where: Where = None,
@@ -462,11 +522,13 @@ class Searcher:
         reorder: int = 0,
         batch_size: int = 32,
     ) -> tuple[SearchResult, ...]:
-        """As :meth:`search`, for several pictures or several texts: a result for each, in their order.
+        """As :meth:`search`, for several pictures, texts or rows of features: a result for each, in their order.
 
         Args:
             images: pictures.
             texts: instead of images.
+            features: instead of either, (N, F).
+            medium: of the features.
             k: see :meth:`search`.
             media: see :meth:`search`.
             where: see :meth:`search`.
@@ -477,21 +539,19 @@ class Searcher:
         Raises:
             DcktError: see :meth:`search`; one bad query refuses all.
         """
-        if (images is None) == (texts is None):
-            raise ConfigError("a search takes images or texts, one of them")
+        asked, queries = self._query({"image": images, "text": texts}, features, medium, "images or texts or features")
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
-        medium, queries = ("text", texts) if images is None else ("image", images)
         if isinstance(queries, str | bytes) or not isinstance(queries, Iterable):
-            raise ConfigError(f"expected a sequence of {medium} queries, not a single one; use search for that")
-        question = self._question(medium, self._wanted(media, medium), k, where, min_score, reorder)
+            raise ConfigError(f"expected a sequence of {asked} queries, not a single one; use search for that")
+        question = self._question(asked, self._wanted(media, asked), k, where, min_score, reorder)
         rest = iter(queries)
         results: list[SearchResult] = []
         while part := list(islice(rest, batch_size)):
             results += self._answer(
-                medium,
-                lambda part=part: self.model.prepare_all(medium, part),  # type: ignore[misc]
-                lambda prepared: self.model.encode(medium, prepared),
+                asked,
+                lambda part=part: self.model.prepare_all(asked, part),  # type: ignore[misc]
+                lambda prepared: self.model.encode(asked, prepared),
                 question,
             )
         return tuple(results)
@@ -527,6 +587,18 @@ class Searcher:
         others = [hit for hit in hits[0] if (hit.id, hit.medium) != (item, medium)]
         return SearchResult(tuple(others[:k]), medium, timings)
 
+    def _query(self, sources: Mapping[str, Any], features: Any, medium: str | None, expected: str) -> tuple[str, Any]:
+        """The medium of a query and the query itself, of which there must be one."""
+        if (features is None) != (medium is None):
+            raise ConfigError("features and their medium go together, such as features=row, medium='audio'")
+        if medium is not None:
+            self.model.width(medium)  # refuses one that it does not have
+            sources = {**sources, medium: features}
+        given = [(name, source) for name, source in sources.items() if source is not None]
+        if len(given) != 1:
+            raise ConfigError(f"a search takes {expected}, one of them")
+        return given[0]
+
     def _answer(
         self,
         medium: str,
@@ -540,7 +612,7 @@ class Searcher:
         vectors = encode(prepared)
         encoded = time.perf_counter()
         found, timings = find(self.index, vectors, question)
-        first = "decode" if medium == "image" else "tokenize"
+        first = {"image": "decode", "text": "tokenize"}.get(medium, "check")
         timings = {first: ready - began, "encode": encoded - ready, **timings}
         return [SearchResult(hits, medium, timings) for hits in found]
 
@@ -556,7 +628,7 @@ class Searcher:
         return Question(k=k, media=wanted, where=where, floors=lowest, reorder=reorder)
 
     def _wanted(self, media: Media, query_medium: str | None) -> list[str]:
-        known = sorted({*MEDIA, *self.index.media})
+        known = sorted({*self.bundle.media, *self.index.media})
         if media is None:
             return [name for name in known if name != query_medium]
         names = [media] if isinstance(media, str) else list(media)

@@ -78,26 +78,32 @@ def calibrate_model(model: Model, pairs: Path, *, split: str | None, batch_size:
         ConfigError: ``batch_size`` is below 1.
     """
     from dckt.calibration import calibrate
-    from dckt.collect import collect_pairs
+    from dckt.collect import collect_pairs, media_of_corpus
     from dckt.errors import ConfigError
 
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
-    collection = collect_pairs(pairs, split=split)
+    media = [medium for medium in media_of_corpus(pairs) if medium in model.bundle.media]
+    collection = collect_pairs(pairs, split=split, media=media)
     unlabelled = [item.id for item in collection.images if "label" not in item.metadata]
     if unlabelled:
         raise CorpusError(
             f"{pairs}: {len(unlabelled)} of {len(collection.images)} pairs have no label, {unlabelled[0]!r} among "
             "them; a pair fits another if both have one label"
         )
-    items: dict[str, Sequence[Item[Any]]] = {"image": collection.images, "text": collection.texts}
+    items: dict[str, Sequence[Item[Any]]] = {
+        "image": collection.images,
+        "text": collection.texts,
+        **collection.features,
+    }
     vectors: dict[str, dict[str, Any]] = {}
-    with progress_bar("encoding", 2 * len(collection.images)) as progress:
+    total = len(items) * len(collection.images)
+    with progress_bar("encoding", total) as progress:
         done = 0
         for medium, of in items.items():
 
             def advance(count: int, before: int = done) -> None:
-                progress(before + count, 2 * len(collection.images))
+                progress(before + count, total)
 
             for name, rows in _encode(model, medium, of, batch_size, advance).items():
                 vectors.setdefault(name, {})[medium] = rows

@@ -44,7 +44,11 @@ def index_command(
         typer.Option(help="Texts: .txt (one a line; ids: line numbers), or .jsonl or .csv with id and text."),
     ] = None,
     pairs: Annotated[
-        Path | None, typer.Option(help="Corpus of pictures with texts: a folder with pairs.jsonl or pairs.csv.")
+        Path | None,
+        typer.Option(
+            help="Corpus of pictures with texts: a folder with pairs.jsonl or pairs.csv, and vectors/MEDIUM.npy of any "
+            "other medium that the bundle knows."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Of --pairs only those of this split, such as test.")] = None,
     kind: Annotated[
@@ -87,11 +91,11 @@ def index_command(
         raise ConfigError("nothing to index; give --images, --texts or --pairs (see dckt index --help)")
     if split is not None and pairs is None:
         raise ConfigError("--split chooses among --pairs; give those too")
-    collection = _collect(images, texts, pairs, split, on_error)
+    collection = _collect(bundle, images, texts, pairs, split, on_error)
     options = {"variant": variant, "device": device, "threads": threads}
     new = {"kind": kind, "second_stage": second_stage or None}
     with _index_to_fill(bundle, index, new, options, stream=on_error != "raise", force=force) as searcher:
-        with progress_bar("indexing", len(collection.images) + len(collection.texts)) as progress:
+        with progress_bar("indexing", len(collection)) as progress:
             reports = searcher.add_collection(
                 collection, batch_size=batch_size, on_error=on_error, upsert=upsert, progress=progress
             )
@@ -121,9 +125,10 @@ def index_command(
 
 
 def _collect(
-    images: Path | None, texts: Path | None, pairs: Path | None, split: str | None, on_error: str
+    bundle: Path, images: Path | None, texts: Path | None, pairs: Path | None, split: str | None, on_error: str
 ) -> Collection:
-    from dckt.collect import collect_images, collect_pairs, collect_texts
+    from dckt.bundle import Bundle
+    from dckt.collect import collect_images, collect_pairs, collect_texts, media_of_corpus
 
     reading = "skip" if on_error == "collect" else on_error
     parts: list[Collection] = []
@@ -132,7 +137,10 @@ def _collect(
     if texts is not None:
         parts.append(collect_texts(texts, on_error=reading))
     if pairs is not None:
-        parts.append(collect_pairs(pairs, split=split, on_error=reading))
+        there = media_of_corpus(pairs)
+        known = Bundle.open(bundle, verify=False).media if there else ()
+        media = [medium for medium in there if medium in known]
+        parts.append(collect_pairs(pairs, split=split, media=media, on_error=reading))
     return sum(parts[1:], parts[0])
 
 
@@ -189,4 +197,4 @@ def _show_failures(skipped: Iterable[str], reports: Mapping[str, AddReport]) -> 
 
 
 def _count(number: int, medium: str) -> str:
-    return f"{number:,} {medium}{'' if number == 1 else 's'}"
+    return f"{number:,} {medium}{'s' if medium in ('image', 'text') and number != 1 else ''}"

@@ -37,10 +37,14 @@ def search_command(
     index: IndexPath,
     queries: Annotated[list[str], typer.Argument(help="Paths of pictures; with --text, texts.", metavar="QUERY")],
     text: Annotated[bool, typer.Option("--text", "-t", help="The queries are texts.")] = False,
+    features: Annotated[
+        str | None,
+        typer.Option(help="The queries are .npy files, each with the features of one item of this medium."),
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many hits.")] = 10,
     media: Annotated[
         list[str] | None,
-        typer.Option(help="Find only these: image, text; repeatable. Unless given, the medium that the query is not."),
+        typer.Option(help="Find only these, such as image; repeatable. Unless given, every medium but the query's."),
     ] = None,
     where: Where = None,
     min_score: Annotated[float | None, typer.Option(help="Leave out hits below this similarity, -1 to 1.")] = None,
@@ -63,20 +67,25 @@ def search_command(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Finds the texts that belong to a picture, or the pictures that belong to a text.
+    """Finds what belongs to a picture, to a text, or to an item of another medium.
 
     With --json a single query gives an object, several give a list of them.
     """
+    from dckt.features import read_one
     from dckt.searcher import Searcher
 
     if calibrated and min_score is not None:
         raise ConfigError("--calibrated and --min-score both set the lowest similarity; give one of them")
+    if text and features is not None:
+        raise ConfigError("--text and --features both say what the queries are; give one of them")
     wanted = parse_where(where)
+    rows = None if features is None else [read_one(Path(query)) for query in queries]
     with Searcher.open(bundle, index, variant=variant, device=device, threads=threads) as searcher:
-        images, texts = (None, queries) if text else (queries, None)
         results = searcher.search_batch(
-            images,
-            texts=texts,
+            None if text or features else queries,
+            texts=queries if text else None,
+            features=rows,
+            medium=features,
             k=k,
             media=media or None,
             where=wanted,
