@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dckt.bundle import write_bundle
+from dckt.bundle import Graph, write_bundle
 from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
 
 COLOURS: Mapping[str, tuple[int, int, int]] = {
@@ -43,15 +43,25 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     its complement, so never zero; ``probability`` (B, 4) is the nearness to blue, green, red and white. The
     vocabulary holds the names in ``COLOURS`` and the ``FILLERS``, which are grey. Do not write into it; copy it.
     """
-    folder = tmp_path_factory.mktemp("bundle") / "tiny.dckt"
+    return _write_bundle(tmp_path_factory.mktemp("bundle") / "tiny.dckt", {})
+
+
+@pytest.fixture(scope="session")
+def audio_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a third medium, ``audio``: three numbers, which are a colour in 0..1. Do not write into it."""
+    return _write_bundle(tmp_path_factory.mktemp("bundle") / "audio.dckt", {"audio": _audio_graph()})
+
+
+def _write_bundle(folder: Path, others: Mapping[str, bytes]) -> Path:
     vocabulary = Vocabulary.of((*COLOURS, *FILLERS))
+    graphs = {"image": _image_graph(), "text": _text_graph(vocabulary), **others}
     write_bundle(
         folder,
         files={
-            "image.onnx": _image_graph(),
-            "text.onnx": _text_graph(vocabulary),
+            **{f"{medium}.onnx": graph for medium, graph in graphs.items()},
             "vocabulary.txt": vocabulary.dumps().encode(),
         },
+        graphs={"fp32": {medium: Graph(file=f"{medium}.onnx", layers={}) for medium in graphs}},
         image=ImageSpec(side=SIDE, crop_share=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         text=TextSpec(max_tokens=16),
         labels=LABELS,
@@ -89,6 +99,16 @@ def _image_graph() -> bytes:
             helper.make_node("Div", ["mean", "scale"], ["colour"]),
         ],
         {"image_axes": np.array([1, 2]), "scale": np.array(255, np.float32)},
+    )
+
+
+def _audio_graph() -> bytes:
+    from onnx import TensorProto, helper
+
+    return _model(
+        helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["batch", 3]),
+        [helper.make_node("Identity", ["vectors"], ["colour"])],
+        {},
     )
 
 

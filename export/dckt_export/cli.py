@@ -51,8 +51,13 @@ def export_command(
     ] = False,
     profile: Annotated[str, typer.Option(help="Batch sizes MIN,OPT,MAX that an engine is built for.")] = "1,8,32",
     representation: Annotated[
-        str, typer.Option(help="What an index stores: probability, as in the paper, or fc9.")
-    ] = "probability",
+        str | None,
+        typer.Option(
+            help="What an index stores: probability, as in the paper, or fc9; of a linear model, joined or probability;"
+            " if left out, the first.",
+            show_default=False,
+        ),
+    ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(help="Corpus to compare and calibrate on; without it, the run's target corpus."),

@@ -38,7 +38,7 @@ from dckt_export.ranges import rounding, tensor_ranges
 from dckt_export.report import as_json, tables, thresholds_table
 from dckt_export.variants import Inputs, Outcome, expected, prepare, try_variant, with_data
 from dckt_trainer.data.corpus import Corpus, Pair, Split, read_corpus
-from dckt_trainer.encoders import OUTPUTS
+from dckt_trainer.media import MEDIA
 from dckt_trainer.model import DomainModel
 from dckt_trainer.progress import Reporter, Silent
 from dckt_trainer.runs import Run, open_run
@@ -80,7 +80,7 @@ class _Gate:
     reporter: Reporter
 
     def tried(self, variant: Variant, graphs: _Graphs) -> Outcome:
-        rows = len(self.inputs.ids) * len(graphs.files) * len(OUTPUTS)
+        rows = len(self.inputs.ids) * len(graphs.files) * len(self.vectors)
         with self.reporter.task(f"comparing {variant.name}", rows) as advance:
             return try_variant(
                 variant,
@@ -104,7 +104,7 @@ def export_bundle(
     int8: bool = False,
     tensorrt: bool = False,
     profile: tuple[int, int, int] = PROFILE,
-    representation: str = "probability",
+    representation: str | None = None,
     pairs: str | Path | None = None,
     split: Split = "val",
     limit: int = LIMIT,
@@ -129,7 +129,8 @@ def export_bundle(
         int8: add graphs that compute in 8 bits, for CPUs and GPUs.
         tensorrt: build TensorRT engines for this machine's GPU when the bundle is written.
         profile: batch sizes for which engines are built: least, usual, most.
-        representation: what an index of this model stores, ``probability`` or ``fc9``.
+        representation: what an index of this model stores: ``probability`` or ``fc9`` of a network, ``probability`` or
+            ``joined`` of a linear model; None is what its training compared items by.
         pairs: corpus to compare and calibrate on; None is the run's target corpus.
         split: part of that corpus to compare on.
         limit: at most so many of its pairs, spread evenly over it.
@@ -151,11 +152,12 @@ def export_bundle(
     """
     out, reporter = Path(out), reporter or Silent()
     kept = read_thresholds(Path(thresholds) if thresholds is not None else None)
-    _check_arguments(out, representation, limit, calibration, profile, seconds, force)
+    _check_arguments(out, limit, calibration, profile, seconds, force)
     opened = open_run(run)
     model, trained = opened.model(), _trained(opened)
     _check_weights(model, opened)
-    corpus = _corpus(opened, pairs)
+    representation = _representation(representation, model)
+    corpus = _corpus(opened, pairs, model.network.inputs)
     chosen = _some(corpus, split, limit, "compare the models on; name another --split or --pairs")
     samples = _some(corpus, "train", calibration, "calibrate on; name others with --pairs") if fp16 or int8 else []
     with _temporary_folder(out) as folder:
@@ -188,7 +190,7 @@ def export_bundle(
             text=model.text,
             labels=model.labels,
             representation=representation,
-            dimensions={"probability": len(model.labels), "fc9": model.network.width},
+            dimensions=model.network.dimensions,
             graphs={precision: _described(of) for precision, of in graphs.items()},
             variants=[outcome.variant for outcome in passed],
             profile=profile,
@@ -220,15 +222,12 @@ def export_bundle(
 
 def _check_arguments(
     out: Path,
-    representation: str,
     limit: int,
     calibration: int,
     profile: tuple[int, int, int],
     seconds: float,
     force: bool,
 ) -> None:
-    if representation not in OUTPUTS:
-        raise ConfigError(f"representation is {representation!r}; expected one of {', '.join(OUTPUTS)}")
     for name, value in (("limit", limit), ("calibration", calibration)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; expected at least 1 pair")
@@ -239,8 +238,16 @@ def _check_arguments(
         raise BundleError(f"{out}: exists already; choose another name, or replace it with --force")
 
 
+def _representation(wanted: str | None, model: DomainModel) -> str:
+    if wanted is None:
+        return model.network.retrieves_by
+    if wanted not in model.network.outputs:
+        raise ConfigError(f"representation is {wanted!r}; this model has {' and '.join(model.network.outputs)}")
+    return wanted
+
+
 def _check_weights(model: DomainModel, run: Run) -> None:
-    for name, part in (("trunk", model.trunk), ("Word CNN", model.cnn), ("network", model.network)):
+    for name, part in (("trunk", model.trunk), ("reader of texts", model.reader), ("network", model.network)):
         for tensor, values in part.state_dict().items():
             if values.is_floating_point() and not bool(torch.isfinite(values).all()):
                 raise RunError(
@@ -249,16 +256,30 @@ def _check_weights(model: DomainModel, run: Run) -> None:
                 )
 
 
-def _corpus(run: Run, pairs: str | Path | None) -> Corpus:
+def _corpus(run: Run, pairs: str | Path | None, widths: Mapping[str, int]) -> Corpus:
+    """The pairs to compare and calibrate on, with what the network takes beside pictures and texts."""
+    vectors = {medium: width for medium, width in widths.items() if medium not in MEDIA}
+    corpus = _read(run, pairs, tuple(vectors))
+    if corpus.widths != vectors:
+        raise CorpusError(f"{corpus.root}: its vectors have {corpus.widths} numbers; the model takes {vectors}")
+    return corpus
+
+
+def _read(run: Run, pairs: str | Path | None, vectors: Sequence[str]) -> Corpus:
     if pairs is not None:
-        return read_corpus(pairs, check_images="exists")
+        return read_corpus(pairs, vectors=vectors, check_images="exists")
     try:
         path, skip = run.target, run.facts["target"]["on_bad_pair"] == "skip"
     except (KeyError, TypeError) as error:
         raise RunError(f"{run.path}: run.json does not name the target corpus; name one with --pairs") from error
     try:
         # Only the pictures that are compared need decoding; but what training left out is to be left out again.
-        return read_corpus(path, on_bad_pair="skip" if skip else "raise", check_images="decode" if skip else "exists")
+        return read_corpus(
+            path,
+            vectors=vectors,
+            on_bad_pair="skip" if skip else "raise",
+            check_images="decode" if skip else "exists",
+        )
     except CorpusError as error:
         raise CorpusError(
             f"{error}\nthis is the target corpus that the run was trained on; if it has moved, name it with --pairs"
@@ -306,11 +327,6 @@ def _fp16(fp32: _Graphs, calibrated: Inputs, folder: Path, reporter: Reporter) -
 
 def _int8(gate: _Gate, fp32: _Graphs, calibrated: Inputs, folder: Path) -> tuple[_Graphs, list[Outcome]]:
     """Quantised graphs, and what came of them; the data of as few layers as possible stays float."""
-    noise = fp32.files.keys() - {"image", "text"}
-    if noise:
-        raise ConfigError(
-            f"int8 of {', '.join(sorted(noise))}: there are no pairs to calibrate on; export without int8"
-        )
     start = time.perf_counter()
     batches = sum(len(calibrated.batches[medium]) for medium in fp32.files)
     with gate.reporter.task("calibrating int8", PASSES * batches) as advance:

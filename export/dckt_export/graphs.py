@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dckt.errors import BundleError, ConfigError
-from dckt_trainer.encoders import OUTPUTS, VectorEncoder
+from dckt_trainer.encoders import Encoder, VectorEncoder
 from dckt_trainer.layers import BatchNorm
 from dckt_trainer.model import DomainModel
 from dckt_trainer.network import Pathway
@@ -40,7 +40,7 @@ class Part:
         dynamic: axes whose size is free, with their names.
     """
 
-    encoder: nn.Module
+    encoder: Encoder
     example: Tensor
     input_name: str
     dynamic: Mapping[int, str]
@@ -69,9 +69,9 @@ def parts(model: DomainModel) -> dict[str, Part]:
 
 
 def onnx_from_encoder(
-    encoder: nn.Module, example: Tensor, *, input_name: str, dynamic: Mapping[int, str], opset: int = OPSET
+    encoder: Encoder, example: Tensor, *, input_name: str, dynamic: Mapping[int, str], opset: int = OPSET
 ) -> onnx.ModelProto:
-    """The graph of an encoder, with the outputs ``probability`` (B, C) and ``fc9`` (B, D), float32.
+    """The graph of an encoder, with its two outputs, ``probability`` (B, C) and another (B, D), float32.
 
     Batch normalisation is folded into the layer before it, and that of text vectors into the layer behind it.
 
@@ -95,7 +95,12 @@ def onnx_from_encoder(
             # Apart from torch.onnx.export, which would fix an axis that it cannot keep free and say nothing.
             program = torch.export.export(folded, (example,), dynamic_shapes=(free,))
             exported = torch.onnx.export(
-                program, input_names=[input_name], output_names=OUTPUTS, opset_version=opset, dynamo=True, verbose=False
+                program,
+                input_names=[input_name],
+                output_names=encoder.outputs,
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
             )
     # The exporter and what it traces raise errors of every kind; all mean that there is no such graph.
     except Exception as error:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dckt.errors import ConfigError, ParityError
-from dckt.metrics import MAPResult, cross_media_map
+from dckt.metrics import mean_average_precision
 from dckt_trainer.config import read_toml
+from dckt_trainer.media import directions
 
 Vectors = Mapping[str, NDArray[np.float32]]
 
@@ -74,7 +75,7 @@ class Parity:
 
     Attributes:
         media: by medium.
-        directions: by direction, ``image_to_text`` and ``text_to_image``.
+        directions: by direction, such as ``image_to_text``: every ordered pair of media.
     """
 
     media: Mapping[str, MediumParity]
@@ -138,13 +139,9 @@ def measure(torch: Vectors, onnx: Vectors, labels: Sequence[str], ids: Sequence[
             raise ParityError(
                 f"{medium}: the exported model gives {onnx[medium].shape}, the PyTorch model {torch[medium].shape}"
             )
-    before, after = (cross_media_map(model["image"], model["text"], labels) for model in (torch, onnx))
     return Parity(
         media={medium: _medium(torch[medium], onnx[medium], ids) for medium in torch},
-        directions={
-            "image_to_text": _direction(before.image_to_text, after.image_to_text, torch, onnx, "image", "text"),
-            "text_to_image": _direction(before.text_to_image, after.text_to_image, torch, onnx, "text", "image"),
-        },
+        directions={name: _direction(torch, onnx, labels, *two) for name, two in directions(torch).items()},
     )
 
 
@@ -213,9 +210,8 @@ def _cosines(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[n
     return np.where(both, 1.0, np.where(either, 0.0, cosines))
 
 
-def _direction(
-    before: MAPResult, after: MAPResult, torch: Vectors, onnx: Vectors, queries: str, items: str
-) -> RankingParity:
+def _direction(torch: Vectors, onnx: Vectors, labels: Sequence[str], queries: str, items: str) -> RankingParity:
+    before, after = (mean_average_precision(model[queries], labels, model[items], labels) for model in (torch, onnx))
     scores = _unit(torch[queries]) @ _unit(torch[items]).T
     ranked = np.argsort(-(_unit(onnx[queries]) @ _unit(onnx[items]).T), axis=1, kind="stable")[:, :TOP]
     tenth = -np.sort(-scores, axis=1)[:, ranked.shape[1] - 1]

@@ -92,7 +92,7 @@ def _speed(outcomes: Sequence[Outcome]) -> Table:
         ["variant", "MB", "of fp32", "build, s", *columns, "pairs/s"],
         rows,
         note="Milliseconds for a batch of so many, median / 95 of 100, on the CPU of this machine, every core. "
-        f"pairs/s: pictures and texts together, in batches of {sizes[-1] if sizes else '-'}.",
+        f"pairs/s: all media of a pair together, in batches of {sizes[-1] if sizes else '-'}.",
     )
 
 

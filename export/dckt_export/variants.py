@@ -24,7 +24,7 @@ from dckt_export.graphs import Part
 from dckt_export.latency import Latency, measure_latency, pairs_per_second
 from dckt_export.parity import Parity, Thresholds, Vectors, failures, measure
 from dckt_trainer.data.corpus import Pair
-from dckt_trainer.encoders import OUTPUTS, encode
+from dckt_trainer.encoders import encode
 from dckt_trainer.model import DomainModel
 
 BATCH = 16
@@ -89,12 +89,11 @@ class Outcome:
 
 
 def prepare(model: DomainModel, pairs: Sequence[Pair], parts: Mapping[str, Part], advance: Advance) -> Inputs:
-    """Decodes pictures and tokenizes texts; a vector-valued medium, which pairs do not hold, gets noise."""
+    """Decodes pictures and tokenizes texts; other media are vectors already."""
     batches: dict[str, list[NDArray[Any]]] = {medium: [] for medium in parts}
-    noise = np.random.default_rng(0)
     for start in range(0, len(pairs), BATCH):
         some = pairs[start : start + BATCH]
-        for medium, part in parts.items():
+        for medium in parts:
             if medium == "image":
                 batch: NDArray[Any] = image_batch([pair.image for pair in some], model.trunk.spec)
             elif medium == "text":
@@ -102,7 +101,7 @@ def prepare(model: DomainModel, pairs: Sequence[Pair], parts: Mapping[str, Part]
                     [model.vocabulary.encode(pair.text, model.text, allow_unknown=True) for pair in some]
                 )
             else:
-                batch = noise.standard_normal((len(some), part.example.shape[1]), np.float32)
+                batch = np.stack([pair.vectors[medium] for pair in some])
             batches[medium].append(batch)
         advance(len(some))
     return Inputs([pair.id for pair in pairs], [pair.label for pair in pairs], batches)
@@ -110,15 +109,15 @@ def prepare(model: DomainModel, pairs: Sequence[Pair], parts: Mapping[str, Part]
 
 def expected(inputs: Inputs, parts: Mapping[str, Part], advance: Advance) -> dict[str, dict[str, NDArray[np.float32]]]:
     """What PyTorch makes of the inputs, by representation and medium."""
-    vectors: dict[str, dict[str, NDArray[np.float32]]] = {output: {} for output in OUTPUTS}
+    vectors: dict[str, dict[str, NDArray[np.float32]]] = {}
     for medium, part in parts.items():
-        rows: dict[str, list[NDArray[np.float32]]] = {output: [] for output in OUTPUTS}
+        rows: dict[str, list[NDArray[np.float32]]] = {output: [] for output in part.encoder.outputs}
         for batch in inputs.batches[medium]:
             for output, tensor in encode(part.encoder, torch.from_numpy(batch)).items():
                 rows[output].append(tensor.numpy())
             advance(len(batch))
-        for output in OUTPUTS:
-            vectors[output][medium] = np.concatenate(rows[output])
+        for output in part.encoder.outputs:
+            vectors.setdefault(output, {})[medium] = np.concatenate(rows[output])
     return vectors
 
 
@@ -161,7 +160,7 @@ def try_variant(
     """
     parity: dict[str, Parity] = {}
     refused: list[str] = []
-    for output in OUTPUTS:
+    for output in torch_vectors:
         try:
             served = {
                 medium: _run(variant, graph, output, inputs, medium, advance)

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-NOT_RUN = {"docs/search.md": 1, "docs/operations.md": 1, "README.md": 0}
+NOT_RUN = {"docs/search.md": 1, "docs/operations.md": 1, "docs/more-media.md": 0, "README.md": 0}
+PROGRAMS = {"dckt": "dckt.cli", "dckt-train": "dckt_trainer.cli", "dckt-export": "dckt_export.cli"}
 LANGUAGES = ("python", "sh")
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -47,7 +48,7 @@ def blocks(text: str) -> list[Block]:
 
 @pytest.fixture
 def collection(tmp_path, tiny_bundle, colour_images, monkeypatch):
-    """A folder with what the docs speak of: the model, pictures, texts, a labelled corpus; and ``dckt`` to run."""
+    """A folder with what the docs speak of: the model, pictures, texts, a labelled corpus; and programs to run."""
     folder = tmp_path / "work"
     (folder / "photos").mkdir(parents=True)
     shutil.copytree(tiny_bundle, folder / "mine.dckt")
@@ -67,11 +68,14 @@ def collection(tmp_path, tiny_bundle, colour_images, monkeypatch):
         shutil.copy(picture, corpus / f"{colour}.png")
         pairs.append({"image": f"{colour}.png", "text": f"a {colour} bag", "label": colour, "split": "val"})
     write_lines(corpus / "pairs.jsonl", [{"id": str(number), **pair} for number, pair in enumerate(pairs)])
-    program = tmp_path / "bin" / "dckt"
-    program.parent.mkdir()
-    program.write_text(f"#!{sys.executable}\nfrom dckt.cli import main\nmain()\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, module in PROGRAMS.items():
+        program = programs / name
+        program.write_text(f"#!{sys.executable}\nfrom {module} import main\nmain()\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("DCKT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(folder)
     return folder
 

@@ -463,20 +463,31 @@ def test_int8_leaves_more_in_float_until_it_passes(finished_run, tmp_path, monke
     assert (shares[0], shares[-1], len(shares)) == (0, 1, len(export_module.WEIGHTS_ONLY))
 
 
-def test_a_third_medium_is_exported_too(run_copy, model, config, tmp_path):
+def test_a_third_medium_is_exported_too(run_copy, model, config, corpus, tmp_path):
     torch.manual_seed(0)
     network = DomainNetwork({**model.network.inputs, "audio": 12}, 16, len(model.labels))
     network.load_state_dict(model.network.state_dict(), strict=False)
     save_model(replace(model, network=network.eval()), run_copy / "target", config.image)
-    bundle = export_bundle(run_copy, tmp_path / "b.dckt", fp16=True, limit=4)
-    assert set(bundle.manifest.graphs["fp16"]) == {"image", "text", "audio"}
-    rows = np.random.default_rng(1).standard_normal((3, 12), np.float32)
+    with pytest.raises(CorpusError, match=r"vectors/audio\.npy: there is no such file"):
+        export_bundle(run_copy, tmp_path / "b.dckt", limit=4)
+    pairs = shutil.copytree(corpus.root, tmp_path / "pairs")
+    (pairs / "vectors").mkdir()
+    rows = np.random.default_rng(1).standard_normal((len(corpus.pairs), 12), np.float32)
+    np.save(pairs / "vectors/audio.npy", rows[:, :7])
+    with pytest.raises(CorpusError, match=r"'audio': 7.*the model takes \{'audio': 12\}"):
+        export_bundle(run_copy, tmp_path / "b.dckt", pairs=pairs, limit=4)
+    np.save(pairs / "vectors/audio.npy", rows)
+    bundle = export_bundle(run_copy, tmp_path / "b.dckt", fp16=True, int8=True, pairs=pairs, limit=4, calibration=8)
+    for precision in ("fp32", "fp16", "int8"):
+        assert set(bundle.manifest.graphs[precision]) == {"image", "text", "audio"}
     with OnnxEncoder.open(bundle.graph("audio"), output="fc9", device="cpu") as encoder:
         found = encoder.run(rows)
     expected = network.represent("audio", torch.from_numpy(rows))[1].detach().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    with pytest.raises(ConfigError, match=r"audio: .*no pairs"):
-        export_bundle(run_copy, tmp_path / "c.dckt", int8=True, limit=4)
+    parity = bundle.manifest.measured["variants"]["onnxruntime-fp32"]["parity"]["fc9"]
+    assert set(parity["media"]) == {"image", "text", "audio"}
+    assert {"audio_to_image", "text_to_audio"} < set(parity["directions"])
+    assert "audio_to_text" in bundle.manifest.calibration.ranking["fc9"]
 
 
 @pytest.mark.usefixtures("quick")

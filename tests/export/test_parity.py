@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -191,12 +192,14 @@ def test_each_threshold_counts():
     assert "fc9, image: median cosine of 4 rows 0." in line
 
 
-def test_a_medium_beside_image_and_text_is_compared_by_direction():
+def test_a_medium_beside_image_and_text_is_compared_too():
     base = {**EXACT, "audio": EXACT["image"]}
     turned = {**base, "audio": changed("image", 3, [1, 0])["image"]}
     parity = measure(base, turned, LABELS, IDS)
     assert parity.media["audio"].worst[0][0] == "p3"
-    assert [line.partition(":")[0] for line in failures({"fc9": parity}, FP32)] == ["fc9, audio"]
+    assert set(parity.directions) == {f"{a}_to_{b}" for a, b in permutations(("image", "text", "audio"), 2)}
+    lines = [line.partition(":")[0] for line in failures({"fc9": parity}, FP32)]
+    assert lines == ["fc9, audio", "fc9, image to audio", "fc9, text to audio"]
 
 
 def test_the_thresholds_of_each_precision():

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dckt.errors import ConfigError, CorpusError, MissingExtraError
-from dckt_trainer.data.corpus import Corpus, read_corpus, subset_per_class
+from dckt_trainer.data.corpus import Corpus, read_corpus
+from dckt_trainer.data.subset import subset_per_class
 
 Row = dict[str, Any]
 
@@ -407,6 +408,16 @@ def test_fingerprint(tmp_path: Path) -> None:
     assert len(set(prints)) == 5
     Image.new("RGB", (3, 3), "red").save(tmp_path / "0/images/cat0.png")
     assert read_corpus(tmp_path / "0").fingerprint == prints[0]
+
+
+def test_a_picture_that_changed_between_two_reads_is_decoded_again(tmp_path: Path) -> None:
+    folder = write(tmp_path, rows())
+    assert len(read_corpus(folder).pairs) == len(read_corpus(folder).pairs) == 8
+    (folder / "images/cat0.png").write_bytes(b"no picture")
+    with pytest.raises(CorpusError, match="1 of 8 pairs"):
+        read_corpus(folder)
+    Image.new("RGB", (5, 5), "red").save(folder / "images/cat0.png")
+    assert len(read_corpus(folder).pairs) == 8
 
 
 @pytest.fixture(scope="module")

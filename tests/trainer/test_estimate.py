@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 def features(tmp_path_factory, arrays):
     """A feature corpus that is its own source."""
     path = tmp_path_factory.mktemp("features") / "both.npz"
-    np.savez(path, **arrays)
+    np.savez(path, **arrays, audio=np.random.default_rng(1).normal(size=(42, 9)))
     return path
 
 
@@ -83,9 +83,10 @@ def test_a_pretraining_that_is_taken_over_takes_no_time(finished, corpora, cache
         estimate(*where[:3], config("seed=1"), device="cpu", cache=cache, pretrained_from=finished.path)
 
 
-@pytest.mark.parametrize("kernels", [1, 5])
-def test_memory_is_that_of_a_real_step(features, config, kernels):
-    settings = config("network.width=96", "transfer.accumulate=3", f"mmd.kernels={kernels}", "mmd.bandwidth=mean")
+@pytest.mark.parametrize(("kernels", "media"), [(1, "[]"), (5, "[]"), (5, "['audio']")])
+def test_memory_is_that_of_a_real_step(features, config, kernels, media):
+    changes = (f"mmd.kernels={kernels}", "mmd.bandwidth=mean", f"media.vectors={media}")
+    settings = config("network.width=96", "transfer.accumulate=3", *changes)
     found = estimate(features, features, None, settings, device="cpu")
     networks = {name: DomainNetwork(found.inputs, 96, 3) for name in ("source", "target")}
     rows = {medium: torch.randn(16, size) for medium, size in found.inputs.items()}

@@ -281,7 +281,7 @@ def test_the_count_is_seen_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "_figure", spy)
     for number in range(30):
         drawn.clear()
-        _, text = synthetic._pair(synthetic._Stream(str(number)), synthetic.Look("red", "plain", "star"), 32)
+        _, _, text = synthetic._pair(synthetic._Stream(str(number)), synthetic.Look("red", "plain", "star"), 32)
         count = Counter(drawn).get(drawn[-1])
         assert count is not None
         assert any(words in text.lower() for words in synthetic.COUNTS[count])

@@ -503,7 +503,7 @@ def test_a_pretraining_is_copied_where_it_cannot_be_linked(run_training, finishe
     [
         ("network.width=24", "network.width is 16 there and 24 here"),
         ("seed=1", "the weights of the trunk; seed is 0 there and 1 here"),
-        ("losses.pair_target=1", "losses.pair_target is 0.0001 there and 1.0 here"),
+        ("losses.pair_source=1", "losses.pair_source is 0.0001 there and 1.0 here"),
         ("compute.precision=bfloat16", "compute.precision is 'float32' there and 'bfloat16' here"),
         ("image.side=64", "the weights of the trunk; image.side"),
         ("source.exclude=['LABEL']", r"the source corpus; source.exclude is \(\) there"),
@@ -514,6 +514,18 @@ def test_another_pretraining_is_not_taken_over(run_training, finished, corpora, 
     with pytest.raises(RunError, match=f"not that of this run; different are {says}"):
         run_training(tmp_path / "run", change, pretrained_from=finished.path)
     assert not (tmp_path / "run").exists()
+
+
+def test_where_only_the_target_differs_the_source_half_is_taken_over(run_training, finished, tmp_path):
+    changes = ("losses.pair_target=1", "transfer.rounds=1")
+    taken = run_training(tmp_path / "taken", *changes, pretrained_from=finished.path)
+    assert taken.facts["taken_over"] == ["words.safetensors", "text-source.safetensors", "source-0.safetensors"]
+    anew = run_training(tmp_path / "anew", *changes)
+    assert same(state(anew), state(taken))
+    assert not same(
+        load_tensors(finished.checkpoints / "target-0.safetensors"),
+        load_tensors(taken.checkpoints / "target-0.safetensors"),
+    )
 
 
 def test_a_pretraining_that_is_not_whole_is_not_taken_over(run_training, finished, tmp_path):

@@ -31,7 +31,8 @@ def unit(row):
 def test_equals_a_dense_computation(words):
     bag = fit_word_bag(words, TEXTS, 3)
     counts = np.array([[text.count(word) if word > 1 else 0 for word in range(10)] for text in TEXTS])
-    idf = np.log(7 / (1 + (counts > 0).sum(0))) + 1
+    idf = 1 - np.log(((counts > 0).sum(0) + 0.5) / 7)
+    idf[:2] = 0
     tfidf = np.array([unit(row) for row in counts * idf])
     topics = np.linalg.svd(tfidf)[2][:3].T
     found = encoded(bag, TEXTS)
@@ -58,11 +59,23 @@ def test_words_that_no_training_text_holds(words):
 
 
 def test_the_same_texts_give_the_same_bag(words):
-    one, other = (fit_word_bag(words, TEXTS, 3) for _ in range(2))
-    assert torch.equal(one.embedding.weight, other.embedding.weight)
+    one, other = (fit_word_bag(words, TEXTS, 3, TEXTS[:4]).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one | other)
 
 
-@pytest.mark.parametrize(("texts", "topics"), [(TEXTS[:2], 1), (TEXTS[:1], 0), ([[1], [1, 1]], 0), ([[2], [2]], 0)])
+def test_a_source_adds_topics_and_says_how_rare_words_are(words):
+    alone, both = fit_word_bag(words, TEXTS, 2), fit_word_bag(words, TEXTS, 2, [[9, 2], [9, 3], [2, 3, 3]])
+    assert alone.topics == 2
+    assert both.topics == 5  # three texts span three more directions
+    assert not encoded(alone, [[9]])[0, 4:].any()
+    assert encoded(both, [[9]])[0, 4:].any()
+    # In no text of the target and two of three of the source, half a text added in each.
+    share = np.mean([0.5 / 7, 2.5 / 4])
+    rarity = (both.embedding.weight * both.scale)[9, :4].numpy() / words.vectors[9]
+    np.testing.assert_allclose(rarity, 1 - np.log(share), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("texts", "topics"), [(TEXTS[:2], 2), (TEXTS[:1], 1), ([[1], [1, 1]], 0), ([[2], [2]], 1)])
 def test_few_texts_have_few_topics(words, texts, topics):
     bag = fit_word_bag(words, texts, 200)
     assert (bag.topics, bag.outputs) == (topics, 4 + topics)

@@ -12,40 +12,38 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dckt.metrics import cross_media_map, map_per_label, precision_recall_curve
+from dckt.metrics import map_per_label, mean_average_precision, precision_recall_curve
 from dckt_trainer.data.corpus import Pair
 from dckt_trainer.data.feature_corpus import FeaturePair
+from dckt_trainer.media import directions
 
 AnyPair: TypeAlias = Pair | FeaturePair
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]  # for each medium (N, C) class probabilities
 
 
 def retrieval(vectors: Vectors, pairs: Sequence[AnyPair]) -> dict[str, Any]:
-    """Both directions of one network on the test pairs.
+    """Every direction of one network on the test pairs.
 
     Args:
         vectors: what the network says of the pairs.
         pairs: N pairs.
 
     Returns:
-        For ``image_to_text`` and ``text_to_image`` the AP of each query (``per_query``, in the order of the pairs), MAP
-        by class (``per_class``, of the classes that have test pairs) and the ``precision`` at each ``recall``.
+        For ``image_to_text`` and every other direction the AP of each query (``per_query``, in the order of the pairs),
+        MAP by class (``per_class``, of the classes that have test pairs) and the ``precision`` at each ``recall``.
     """
     labels = np.array([pair.label for pair in pairs])
-    result = cross_media_map(vectors["image"], vectors["text"], labels)
-    directions = {}
-    for name, asked, found, outcome in (
-        ("image_to_text", "image", "text", result.image_to_text),
-        ("text_to_image", "text", "image", result.text_to_image),
-    ):
+    figures = {}
+    for name, (asked, found) in directions(vectors).items():
+        precision = mean_average_precision(vectors[asked], labels, vectors[found], labels).per_query
         curve = precision_recall_curve(vectors[asked], labels, vectors[found], labels)
-        directions[name] = {
-            "per_query": outcome.per_query.tolist(),
-            "per_class": {label: mean.map for label, mean in map_per_label(outcome.per_query, labels).items()},
+        figures[name] = {
+            "per_query": precision.tolist(),
+            "per_class": {label: mean.map for label, mean in map_per_label(precision, labels).items()},
             "recall": curve.recall.tolist(),
             "precision": curve.precision.tolist(),
         }
-    return directions
+    return figures
 
 
 def confusions(

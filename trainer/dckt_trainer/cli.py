@@ -70,7 +70,8 @@ def train_command(
     pretrained_from: Annotated[
         Path | None,
         typer.Option(
-            help="A run whose pretraining is taken over: same corpora, other transfer.*, mmd.* or losses.mmd_*."
+            help="A run whose pretraining is taken over: same corpora, other transfer.*, mmd.* or losses.mmd_*; "
+            "on another target, the source's half."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -162,6 +163,7 @@ def synthetic_command(
     classes: Annotated[int, typer.Option(help="Classes of the target.")] = 16,
     pairs: Annotated[int, typer.Option(help="Training pairs of each of them.")] = 5,
     side: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 96,
+    audio: Annotated[bool, typer.Option("--audio", help="Add a third medium, vectors/audio.npy.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace corpora that are there.")] = False,
 ) -> None:
     """Writes two generated corpora with different labels and shared structure, to try things out."""
@@ -176,6 +178,7 @@ def synthetic_command(
             target_classes=classes,
             target_pairs_per_class=pairs,
             side=side,
+            audio=audio,
             force=force,
             progress=progress,
         )
@@ -193,16 +196,17 @@ def _show(run: Any, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(run.evaluation, indent=1))
         return
-    from dckt_trainer.report import map_table
+    from dckt_trainer.report import direction_tables, map_table
 
-    figures = map_table(run.evaluation)
-    table = Table(title=figures.title, caption="* is kept; 95 %: bootstrap over pairs; the report has more")
-    for place, column in enumerate(figures.columns[:SHOWN_COLUMNS]):
-        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
-    for row in figures.rows:
-        table.add_row(*map(str, row[:SHOWN_COLUMNS]))
     console = Console()
-    console.print(table)
+    notes = ("* is kept; 95 %: bootstrap over pairs; the report has more", None)
+    for figures, note in zip((map_table(run.evaluation), *direction_tables(run.evaluation)), notes, strict=False):
+        table = Table(title=figures.title, caption=note)
+        for place, column in enumerate(figures.columns[:SHOWN_COLUMNS]):
+            table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
+        for row in figures.rows:
+            table.add_row(*map(str, row[:SHOWN_COLUMNS]))
+        console.print(table)
     console.print(f"report: {run.path / 'report.html'}", soft_wrap=True, highlight=False)
     if run.facts["trunk"]:  # a run on ready features has nothing to export
         console.print(f"next:   dckt-export {run.path} --out {run.path.name}.dckt", soft_wrap=True, highlight=False)

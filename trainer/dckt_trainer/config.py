@@ -48,6 +48,30 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """What is taken of the target corpus.
+
+    Attributes:
+        pairs_per_class: so many training pairs of each class, which the seed chooses, and with one seed a smaller
+            number's are part of a larger one's; 0 takes all. Validation and test pairs are all taken.
+    """
+
+    pairs_per_class: int = _setting(0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaConfig:
+    """Media beside pictures and texts.
+
+    Attributes:
+        vectors: names of media whose items are vectors, such as ``audio``; both corpora hold one for each pair, in
+            ``vectors/audio.npy`` (:mod:`dckt_trainer.data.corpus`) or as an array ``audio`` of ready features.
+    """
+
+    vectors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageConfig:
     """The frozen image trunk and the pictures that it sees.
 
@@ -80,6 +104,9 @@ class TextConfig:
         epochs: passes of skip-gram over the texts.
         extra_words: so many words from the top of a file are kept beside those of the training texts.
         max_tokens: words of a text after this many are left out.
+        encoder: the Word ``cnn``, or a ``bag`` of words (:mod:`dckt_trainer.word_bag`), which learns from no label and
+            is the better one where texts are few; what follows, but for ``topics``, is of the CNN alone.
+        topics: of a bag, from the target's texts, and at most as many more from what else the source's hold.
         windows: widths of the convolution's windows, in words.
         maps: feature maps for each window; the text vector has ``len(windows) * maps`` numbers.
         dropout: on the text vector while the CNN learns as a classifier.
@@ -100,6 +127,8 @@ class TextConfig:
     epochs: int = _setting(10, low=1)
     extra_words: int = _setting(20_000, low=0)
     max_tokens: int = _setting(300, low=1)
+    encoder: Literal["cnn", "bag"] = "cnn"
+    topics: int = _setting(300, low=0, high=4096)
     windows: tuple[int, ...] = (3, 4, 5)
     maps: int = _setting(100, low=1)
     dropout: float = _setting(0.5, low=0, high=0.95)
@@ -109,6 +138,18 @@ class TextConfig:
     training: Literal["cached", "end_to_end"] = "cached"
     cnn_lr_factor: float = _setting(0.1, low=0)
     cnn_frozen_rounds: int = _setting(2, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What brings the media together.
+
+    Attributes:
+        kind: ``network`` trains the paper's; ``linear`` is fitted in closed form in seconds
+            (:mod:`dckt_trainer.linear`), and reads none of the sections below but ``compute``.
+    """
+
+    kind: Literal["network", "linear"] = "network"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,8 +319,11 @@ class Config:
 
     seed: int = _setting(0, low=0)
     source: SourceConfig = field(default_factory=SourceConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    media: MediaConfig = field(default_factory=MediaConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     mmd: MmdConfig = field(default_factory=MmdConfig)

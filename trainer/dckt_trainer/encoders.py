@@ -1,26 +1,47 @@
 """A domain's encoders, whole: from pixels and from token ids to the common representation. What is exported.
 
-Shape letters: B batch, S side, L tokens, V width of a vector, C classes, D width.
+Each gives class probabilities and, beside them, what else the network's ``outputs`` names.
+
+Shape letters: B batch, S side, L tokens, V width of a vector, C classes, D width of the second output.
 """
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 
+from dckt_trainer.linear import LinearModel
 from dckt_trainer.network import DomainNetwork
 from dckt_trainer.trunk import Trunk
+from dckt_trainer.word_bag import WordBag
 from dckt_trainer.word_cnn import WordCNN
 
-OUTPUTS = ("probability", "fc9")
+CommonSpace: TypeAlias = DomainNetwork | LinearModel
 
 
-class ImageEncoder(nn.Module):
-    """Pixels (B, S, S, 3) uint8 to class probabilities (B, C) and fc9 (B, D), float32."""
+class Encoder(nn.Module):
+    """One medium's encoder.
 
-    def __init__(self, trunk: Trunk, network: DomainNetwork) -> None:
+    Args:
+        network: what ends it.
+
+    Attributes:
+        outputs: names of the two outputs.
+    """
+
+    def __init__(self, network: CommonSpace) -> None:
         super().__init__()
-        self.trunk, self.network = trunk, network
+        self.network, self.outputs = network, network.outputs
+
+
+class ImageEncoder(Encoder):
+    """Pixels (B, S, S, 3) uint8 to (B, C) and (B, D) float32."""
+
+    def __init__(self, trunk: Trunk, network: CommonSpace) -> None:
+        super().__init__(network)
+        self.trunk = trunk
         self.eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,25 +49,25 @@ class ImageEncoder(nn.Module):
         return self.network.represent("image", self.trunk(pixels))
 
 
-class TextEncoder(nn.Module):
-    """Token ids (B, L) int64, padded with 0, to class probabilities (B, C) and fc9 (B, D), float32."""
+class TextEncoder(Encoder):
+    """Token ids (B, L) int64, padded with 0, to (B, C) and (B, D) float32."""
 
-    def __init__(self, cnn: WordCNN, network: DomainNetwork) -> None:
-        super().__init__()
-        self.cnn, self.network = cnn, network
+    def __init__(self, reader: WordCNN | WordBag, network: CommonSpace) -> None:
+        super().__init__(network)
+        self.reader = reader
         self.eval()
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The common representations of texts."""
-        return self.network.represent("text", self.cnn(tokens))
+        return self.network.represent("text", self.reader(tokens))
 
 
-class VectorEncoder(nn.Module):
-    """Vectors (B, V) float32 of any other medium to class probabilities (B, C) and fc9 (B, D), float32."""
+class VectorEncoder(Encoder):
+    """Vectors (B, V) float32 of any other medium to (B, C) and (B, D) float32."""
 
-    def __init__(self, medium: str, network: DomainNetwork) -> None:
-        super().__init__()
-        self.medium, self.network = medium, network
+    def __init__(self, medium: str, network: CommonSpace) -> None:
+        super().__init__(network)
+        self.medium = medium
         self.eval()
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +75,7 @@ class VectorEncoder(nn.Module):
         return self.network.represent(self.medium, vectors)
 
 
-def encode(encoder: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+def encode(encoder: Encoder, batch: Tensor) -> dict[str, Tensor]:
     """Runs an encoder without gradients; the outputs by name, on the CPU."""
     with torch.inference_mode():
-        return dict(zip(OUTPUTS, (out.float().cpu() for out in encoder(batch)), strict=True))
+        return dict(zip(encoder.outputs, (out.float().cpu() for out in encoder(batch)), strict=True))

@@ -23,6 +23,7 @@ from dckt_trainer.data.corpus import Corpus, OnBadPair
 from dckt_trainer.data.feature_corpus import FeatureCorpus
 from dckt_trainer.data.features import BATCH, cache_file, computed_features, default_cache
 from dckt_trainer.inputs import needed_pictures
+from dckt_trainer.linear.fit import DIRECTIONS, analysis_seconds, steps
 from dckt_trainer.losses import Term, joint_terms, pretraining_terms
 from dckt_trainer.network import DomainNetwork
 from dckt_trainer.optimize import Domain, optimize, sgd
@@ -32,9 +33,10 @@ from dckt_trainer.pretrain import passes_for
 from dckt_trainer.progress import Reporter, Silent
 from dckt_trainer.transfer import passes_of_round
 from dckt_trainer.trunk import Trunk
+from dckt_trainer.word_bag import SOURCE_TOPICS
 from dckt_trainer.words import learn_words
 
-FLOAT = 4  # bytes
+FLOAT, DOUBLE = 4, 8  # bytes
 HALF = 2
 ENOUGH = 1.0  # seconds; steps are timed until so much has passed
 MOST_STEPS = 5
@@ -120,8 +122,9 @@ class _Estimation:
         self.config, self.device = self.plan.config, self.plan.device
         self.pairs = {name: facts["pairs"] for name, facts in self.plan.facts.items()}
         self.inputs = self._inputs()
+        self.linear = self.config.model.kind == "linear"
         with torch.device("meta"):  # shapes, without the memory
-            self.shapes = {name: self._network(name) for name in self.plan.corpora}
+            self.shapes = {} if self.linear else {name: self._network(name) for name in self.plan.corpora}
 
     def go(self) -> Estimate:
         missing = self._missing_features()
@@ -159,12 +162,16 @@ class _Estimation:
         target, text = self.plan.corpora["target"], self.config.text
         if isinstance(target, FeatureCorpus):
             return target.widths
+        width = text.dimension
         if text.vectors != "word2vec":
             with self.reporter.task("word vectors", 1) as advance:
                 texts = [pair.text for corpus in self.plan.corpora.values() for pair in corpus.part("train")]
-                learn_words(texts, text, self.config.seed)
+                width = learn_words(texts, text, self.config.seed).vectors.shape[1]
                 advance(1)
-        return {"image": self._trunk_features(), "text": len(text.windows) * text.maps}
+        reader = len(text.windows) * text.maps
+        if text.encoder == "bag":  # the most; few texts have fewer topics
+            reader = width + text.topics + (SOURCE_TOPICS if "source" in self.plan.corpora else 0)
+        return {"image": self._trunk_features(), "text": reader, **target.widths}
 
     def _trunk_features(self) -> int:
         return self.plan.trunk.features if self.plan.trunk else 0
@@ -187,6 +194,9 @@ class _Estimation:
 
     def _memory(self) -> dict[str, int]:
         """The joint stage's, or the pretraining's where the target is alone; the tests hold this to a real step."""
+        if self.linear:
+            largest = max(pairs["train"] for pairs in self.pairs.values())
+            return {"features in double precision": 3 * DOUBLE * largest * sum(self.inputs.values())}
         weights = sum(_numbers(network) for network in self.shapes.values())
         memory = {
             "weights": FLOAT * weights,
@@ -203,7 +213,9 @@ class _Estimation:
             rows = sum(self.pairs["target"].values())
             if "source" in self.pairs:
                 rows += self.pairs["source"]["train"] + self.pairs["target"]["train"]
-            memory["text vectors"] = FLOAT * rows * self.inputs["text"]
+            memory |= {
+                f"{medium} vectors": FLOAT * rows * width for medium, width in self.inputs.items() if medium != "image"
+            }
         return memory
 
     def _activations(self) -> int:
@@ -222,7 +234,8 @@ class _Estimation:
         """Numbers are counted for each pair and then for each batch; the media have common.fc8 and .fc9 together."""
         width, media = self.config.network.width, len(self.inputs)
         folded = min(self.config.compute.fold or accumulate, accumulate)
-        inputs = sum(self.inputs.values()) + 2 * self.inputs["text"]  # the text's normalisation keeps two more
+        normalised = sum(width for medium, width in self.inputs.items() if medium != "image")
+        inputs = sum(self.inputs.values()) + 2 * normalised  # their normalisation keeps two more
         layers = 4 * media * 2 * width  # what each normalises, and what comes out
         # Pair losses keep differences; MMD keeps the rows of both domains together, and matrices of kernel values.
         pair = [term for term in terms if term.name.startswith("pair/")]
@@ -232,6 +245,11 @@ class _Estimation:
         return int(FLOAT * folded * (domains * batch * (inputs + layers + kept) + kernels))
 
     def _disk(self, missing: Mapping[str, list[Path]]) -> dict[str, int]:
+        if self.linear:
+            disk = {"run folder": FLOAT * DIRECTIONS * sum(self.inputs.values())}
+            if missing:
+                disk["feature cache"] = FLOAT * self._trunk_features() * sum(map(len, missing.values()))
+            return disk
         states = {name: FLOAT * _numbers(network) for name, network in self.shapes.items()}
         checkpoints = sum(states.values()) + states["target"]  # NAME-0 of each, and target-best
         if self.config.transfer.rounds:  # weights and momentum, and for a moment the new beside the old
@@ -252,18 +270,23 @@ class _Estimation:
         seconds: dict[str, float | None] = {}
         if self.plan.trunk:
             seconds["image features"] = self._features_seconds(self.plan.trunk, missing)
+        if self.linear:
+            seconds["correlations"] = analysis_seconds() * sum(
+                steps(source=source) for source in (False, True)[: len(self.plan.corpora)]
+            )
         networks: dict[str, DomainNetwork] = {}
         for domain in (name for name in DOMAINS if name in self.shapes):
             name = f"pretraining, {domain}"
-            if self.plan.base or not timed:
-                seconds[name] = 0.0 if self.plan.base else None
+            taken = f"{domain}-0.safetensors" in self.plan.taken
+            if taken or not timed:
+                seconds[name] = 0.0 if taken else None
                 continue
             networks[domain] = self._network(domain).to(self.device)
             terms = pretraining_terms(domain, self.inputs, config.losses)
             each = self._step({domain: networks[domain]}, terms, config.pretrain.batch, config.pretrain.accumulate)
             passes = passes_for(self.pairs[domain]["train"], epochs[domain], config.pretrain.batch)
             seconds[name] = each * math.ceil(passes / config.pretrain.accumulate)
-        if config.transfer.rounds:
+        if config.transfer.rounds and not self.linear:
             seconds["a round"] = self._round(networks) if timed else None
             seconds["all rounds"] = None if seconds["a round"] is None else config.transfer.rounds * seconds["a round"]
         parts = [value for name, value in seconds.items() if name != "a round"]

@@ -1,12 +1,11 @@
 """From corpora to what the networks take: labelled pairs of feature vectors.
 
-Pictures go through the frozen trunk once; texts become token ids, and a Word CNN, trained and then frozen, makes
-vectors of them. A corpus of ready features skips both.
+Pictures go through the frozen trunk once; texts become token ids, and a Word CNN, trained and then frozen, or a bag of
+words makes vectors of them. A corpus of ready features skips both.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from dckt.errors import ConfigError
 from dckt.preprocessing import TextSpec, Vocabulary, token_batch
-from dckt_trainer.checkpoint import load_into, load_tensors, load_with_metadata, save_tensors, unfit_error
+from dckt_trainer.checkpoint import load_into, load_tensors, save_tensors, unfit_error
 from dckt_trainer.config import ImageConfig
 from dckt_trainer.data.corpus import SPLITS, Corpus, Pair, Split
 from dckt_trainer.data.feature_corpus import AnyCorpus, FeatureCorpus
@@ -27,8 +26,9 @@ from dckt_trainer.plan import SMALLEST_SPREAD, Plan
 from dckt_trainer.progress import Reporter
 from dckt_trainer.runs import Run
 from dckt_trainer.seeds import seed_of
+from dckt_trainer.word_bag import WordBag, fit_word_bag
 from dckt_trainer.word_cnn import WordCNN, text_vectors, train_word_cnn
-from dckt_trainer.words import Words, learn_words
+from dckt_trainer.words import Words, learn_words, load_words, save_words
 
 Tokens: TypeAlias = dict[Split, list[list[int]]]
 
@@ -39,23 +39,22 @@ class Inputs:
 
     Attributes:
         pairs: ``target.train``, ``target.val``, ``target.test``; with a source, ``source.train``, and
-            ``target.train.by_source``: the target's training pairs as the source network reads them.
-        cnns: the Word CNN of each domain; empty where the corpora are ready features.
+            ``target.train.by_source``, ``target.val.by_source``, ...: the target's pairs as the source reads them.
+        readers: what reads the texts of each domain, a Word CNN or a bag; empty where the corpora are ready features.
         vocabulary: the words of both; None likewise.
         text: what texts are cut to.
     """
 
     pairs: Mapping[str, PairSet]
-    cnns: Mapping[str, WordCNN] = field(default_factory=dict)
+    readers: Mapping[str, WordCNN | WordBag] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
     text: TextSpec = field(default_factory=TextSpec)
 
     @property
     def widths(self) -> dict[str, int]:
         """The numbers of each medium that reach fc6; texts may still be token ids."""
-        features = self.pairs["target.train"].features
-        text = self.cnns["target"].outputs if self.cnns else features["text"].shape[1]
-        return {"image": features["image"].shape[1], "text": text}
+        widths = {medium: rows.shape[1] for medium, rows in self.pairs["target.train"].features.items()}
+        return {**widths, "text": self.readers["target"].outputs} if self.readers else widths
 
 
 def prepare(run: Run, plan: Plan, *, cache: Path, reporter: Reporter) -> Inputs:
@@ -106,7 +105,7 @@ def _ready_pairs(corpora: Mapping[str, AnyCorpus]) -> dict[str, PairSet]:
     sets = {f"target.{part}": pair_set(ready["target"], part) for part in SPLITS}
     if "source" in ready:
         sets["source.train"] = pair_set(ready["source"], "train")
-        sets["target.train.by_source"] = sets["target.train"]
+        sets |= {f"target.{part}.by_source": sets[f"target.{part}"] for part in SPLITS}
     return sets
 
 
@@ -135,8 +134,9 @@ class _Preparation:
             for name, corpus in self.corpora.items()
         }
         images = self._image_features()
-        cnns = self._word_cnns(words, tokens)
-        return Inputs(self._pair_sets(images, tokens, cnns), cnns, words.vocabulary, self.spec)
+        bags = self.config.text.encoder == "bag"
+        readers = self._word_bags(words, tokens) if bags else self._word_cnns(words, tokens)
+        return Inputs(self._pair_sets(images, tokens, readers), readers, words.vocabulary, self.spec)
 
     def _image_features(self) -> dict[str, Tensor]:
         trunk = self.plan.trunk
@@ -152,11 +152,7 @@ class _Preparation:
     def _words(self) -> Words:
         path = self.run.checkpoints / "words.safetensors"
         if path.exists():
-            tensors, notes = load_with_metadata(path)
-            try:
-                words = Words(Vocabulary(tuple(json.loads(notes["words"]))), tensors["vectors"].numpy())
-            except KeyError as error:
-                raise unfit_error(path, f"it has no {error}") from error
+            words = load_words(path)
             width = words.vectors.shape[1]
             if self.config.text.vectors == "word2vec" and width != self.config.text.dimension:
                 raise unfit_error(path, f"vectors of {width} numbers")
@@ -165,14 +161,21 @@ class _Preparation:
         with self.reporter.task("word vectors", 1) as advance:
             words = learn_words(texts, self.config.text, self.config.seed)
             advance(1)
-        notes = {"words": json.dumps(words.vocabulary.words, ensure_ascii=False)}
-        save_tensors(path, {"vectors": torch.from_numpy(words.vectors)}, notes)
+        save_words(path, words)
         return words
 
     def _tokens(self, pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[list[int]]:
         return [vocabulary.encode(pair.text, self.spec, allow_unknown=True) for pair in pairs]
 
-    def _word_cnns(self, words: Words, tokens: Mapping[str, Tokens]) -> dict[str, WordCNN]:
+    def _word_bags(self, words: Words, tokens: Mapping[str, Tokens]) -> dict[str, WordCNN | WordBag]:
+        """The target's bag has seen no text of the source, so that what it gives without one can be told."""
+        texts, topics = {domain: of["train"] for domain, of in tokens.items()}, self.config.text.topics
+        bags: dict[str, WordCNN | WordBag] = {"target": fit_word_bag(words, texts["target"], topics)}
+        if "source" in texts:
+            bags["source"] = fit_word_bag(words, texts["target"], topics, texts["source"])
+        return {domain: bag.to(self.device) for domain, bag in bags.items()}
+
+    def _word_cnns(self, words: Words, tokens: Mapping[str, Tokens]) -> dict[str, WordCNN | WordBag]:
         settings = self.config.text
         with torch.random.fork_rng():
             torch.manual_seed(seed_of(self.config.seed, "word-cnn"))
@@ -216,20 +219,23 @@ class _Preparation:
         return cnn
 
     def _pair_sets(
-        self, images: Mapping[str, Tensor], tokens: Mapping[str, Tokens], cnns: Mapping[str, WordCNN]
+        self, images: Mapping[str, Tensor], tokens: Mapping[str, Tokens], readers: Mapping[str, WordCNN | WordBag]
     ) -> dict[str, PairSet]:
-        def pair_set(domain: str, part: Split, cnn: WordCNN) -> PairSet:
+        def pair_set(domain: str, part: Split, reader: WordCNN | WordBag) -> PairSet:
             if self.config.text.training == "end_to_end":  # every network has a CNN of its own in front
                 texts = torch.from_numpy(token_batch(tokens[domain][part]))
             else:
-                texts = text_vectors(cnn, tokens[domain][part], self.device)
-            return _pair_set(self.corpora[domain], part, {"image": images[f"{domain}.{part}"], "text": texts})
+                texts = text_vectors(reader, tokens[domain][part], self.device)
+            corpus = self.corpora[domain]
+            others = {medium: torch.from_numpy(rows) for medium, rows in corpus.vectors(part).items()}
+            return _pair_set(corpus, part, {"image": images[f"{domain}.{part}"], "text": texts, **others})
 
-        sets = {f"target.{part}": pair_set("target", part, cnns["target"]) for part in SPLITS}
-        if "source" in cnns:
-            sets["source.train"] = pair_set("source", "train", cnns["source"])
+        sets = {f"target.{part}": pair_set("target", part, readers["target"]) for part in SPLITS}
+        if "source" in readers:
+            sets["source.train"] = pair_set("source", "train", readers["source"])
             # The source network scores target pairs, and it reads texts through the source's own Word CNN only.
-            sets["target.train.by_source"] = pair_set("target", "train", cnns["source"])
+            read = SPLITS if self.config.model.kind == "linear" else ("train",)
+            sets |= {f"target.{part}.by_source": pair_set("target", part, readers["source"]) for part in read}
         return sets
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -73,12 +74,12 @@ def contrastive_loss(first: Tensor, second: Tensor, same: Tensor, margin: float 
     return (same * squares + (1 - same) * gaps.square()).sum() / (2 * len(first))
 
 
-def pair_loss(image: Tensor, text: Tensor, weights: Tensor | None = None) -> Tensor:
-    """``1 / (2 B) * sum |image_n - text_n|^2`` of two (B, ..., D) activations (eq. 4 to 7), a mean over batches.
+def pair_loss(first: Tensor, second: Tensor, weights: Tensor | None = None) -> Tensor:
+    """``1 / (2 B) * sum |first_n - second_n|^2`` of two (B, ..., D) activations (eq. 4 to 7), a mean over batches.
 
     The paper adds the distances up; the mean form, with the released weight, is what trains.
     """
-    apart = image - text
+    apart = first - second
     if weights is None:
         return apart.square().sum() / (2 * apart[..., 0].numel())
     return (apart.square().sum(-1) * weights).mean() / 2
@@ -138,17 +139,19 @@ def _semantic(domain: str, media: Iterable[str], weight: float) -> list[Term]:
 
 
 def _pair(domain: str, media: Iterable[str], weight: float) -> list[Term]:
-    """A term for each layer and each medium beside the first one, which the others are pulled towards."""
-    first, *others = media
+    """A term for each layer and every two media: eq. 4 to 7 have one, for image and text.
 
-    def term(layer: str, other: str) -> Term:
+    What two items of a pair have in common is that they occur together, which is true of any two of them.
+    """
+
+    def term(layer: str, first: str, second: str) -> Term:
         def value(batches: dict[str, Batch]) -> Tensor:
             activations = getattr(batches[domain].activations, layer)
-            return pair_loss(activations[first], activations[other], batches[domain].weights)
+            return pair_loss(activations[first], activations[second], batches[domain].weights)
 
-        return Term(f"pair/{domain}.{layer}.{first}-{other}", weight, value)
+        return Term(f"pair/{domain}.{layer}.{first}-{second}", weight, value)
 
-    return [term(layer, other) for layer in ("fc6", "fc7") for other in others]
+    return [term(layer, *two) for layer in ("fc6", "fc7") for two in combinations(media, 2)]
 
 
 def _without_zeros(terms: Iterable[Term]) -> list[Term]:

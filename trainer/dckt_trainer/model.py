@@ -16,9 +16,11 @@ from dckt.files import atomic_write
 from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
 from dckt_trainer.checkpoint import load_tensors, save_tensors
 from dckt_trainer.config import ImageConfig
-from dckt_trainer.encoders import ImageEncoder, TextEncoder
+from dckt_trainer.encoders import CommonSpace, ImageEncoder, TextEncoder
+from dckt_trainer.linear import LinearModel
 from dckt_trainer.network import DomainNetwork
 from dckt_trainer.trunk import Trunk, empty_trunk
+from dckt_trainer.word_bag import WordBag
 from dckt_trainer.word_cnn import WordCNN
 
 
@@ -28,7 +30,7 @@ class DomainModel:
 
     Attributes:
         trunk: pixels to image features.
-        cnn: token ids to text vectors.
+        reader: token ids to text vectors.
         network: both to the common representation.
         vocabulary: the words that the ids stand for.
         labels: the C class names, in the order of the outputs.
@@ -36,8 +38,8 @@ class DomainModel:
     """
 
     trunk: Trunk
-    cnn: WordCNN
-    network: DomainNetwork
+    reader: WordCNN | WordBag
+    network: CommonSpace
     vocabulary: Vocabulary
     labels: tuple[str, ...]
     text: TextSpec
@@ -48,27 +50,27 @@ class DomainModel:
 
     def text_encoder(self) -> TextEncoder:
         """Token ids to the common representation, in evaluation mode."""
-        return TextEncoder(self.cnn, self.network)
+        return TextEncoder(self.reader, self.network)
 
 
 def save_model(model: DomainModel, folder: Path, image: ImageConfig) -> None:
     """Writes a model's files into a folder; ``model.json`` comes last, so a half-written model cannot be opened."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "trunk.safetensors", model.trunk.state_dict())
-    save_tensors(folder / "text.safetensors", model.cnn.state_dict())
+    save_tensors(folder / "text.safetensors", model.reader.state_dict())
     atomic_write(folder / "vocabulary.txt", model.vocabulary.dumps())
     encoders = {
         "image": dataclasses.asdict(model.trunk.spec),
         "trunk": {"name": image.trunk, "grid": model.trunk.grid},
         "text": dataclasses.asdict(model.text),
-        "windows": model.cnn.windows,
+        **({"topics": model.reader.topics} if isinstance(model.reader, WordBag) else {"windows": model.reader.windows}),
         "vocabulary_sha256": model.vocabulary.sha256,
     }
     save_network(model.network, model.labels, folder, encoders)
 
 
 def save_network(
-    network: DomainNetwork, labels: Sequence[str], folder: Path, encoders: Mapping[str, Any] | None = None
+    network: CommonSpace, labels: Sequence[str], folder: Path, encoders: Mapping[str, Any] | None = None
 ) -> None:
     """Writes a network and ``model.json``, which says what stands before it.
 
@@ -82,9 +84,9 @@ def save_network(
     save_tensors(folder / "network.safetensors", network.state_dict())
     shape = {
         **(encoders or {"trunk": None, "text": None}),
+        **({"kind": "linear"} if isinstance(network, LinearModel) else {"moving_average": network.average}),
         "inputs": network.inputs,
         "width": network.width,
-        "moving_average": network.average,
         "labels": labels,
     }
     atomic_write(folder / "model.json", json.dumps(shape, indent=1, ensure_ascii=False))
@@ -110,14 +112,14 @@ def load_model(folder: Path) -> DomainModel:
         config = ImageConfig(trunk=shape["trunk"]["name"], grid=shape["trunk"]["grid"])
         trunk = empty_trunk(config, ImageSpec(**image))
         trunk.load_state_dict(load_tensors(folder / "trunk.safetensors"))
-        cnn = _cnn(load_tensors(folder / "text.safetensors"), shape["windows"])
+        reader = _reader(load_tensors(folder / "text.safetensors"), shape)
         network = _network(shape, folder)
-        return DomainModel(trunk, cnn, network, vocabulary, tuple(shape["labels"]), TextSpec(**shape["text"]))
+        return DomainModel(trunk, reader, network, vocabulary, tuple(shape["labels"]), TextSpec(**shape["text"]))
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
 
 
-def load_network(folder: Path) -> DomainNetwork:
+def load_network(folder: Path) -> CommonSpace:
     """The network alone, in evaluation mode, of any model, also of one that was trained on ready features.
 
     Raises:
@@ -129,7 +131,11 @@ def load_network(folder: Path) -> DomainNetwork:
         raise _unreadable(folder, error) from error
 
 
-def _network(shape: Mapping[str, Any], folder: Path) -> DomainNetwork:
+def _network(shape: Mapping[str, Any], folder: Path) -> CommonSpace:
+    if shape.get("kind") == "linear":
+        linear = LinearModel(shape["inputs"], shape["width"], len(shape["labels"]))
+        linear.load_state_dict(load_tensors(folder / "network.safetensors"))
+        return linear.eval()
     average = shape.get("moving_average", "torch")  # runs of before had no other
     network = DomainNetwork(shape["inputs"], shape["width"], len(shape["labels"]), average)
     network.load_state_dict(load_tensors(folder / "network.safetensors"))
@@ -150,7 +156,9 @@ def _unreadable(folder: Path, error: Exception) -> DcktError:
     )
 
 
-def _cnn(state: Mapping[str, torch.Tensor], windows: list[int]) -> WordCNN:
-    cnn = WordCNN(state["embedding.weight"], windows, len(state["convolutions.0.bias"]))
+def _reader(state: Mapping[str, torch.Tensor], shape: Mapping[str, Any]) -> WordCNN | WordBag:
+    if "topics" in shape:
+        return WordBag(state["embedding.weight"], state["scale"], shape["topics"]).eval()
+    cnn = WordCNN(state["embedding.weight"], shape["windows"], len(state["convolutions.0.bias"]))
     cnn.load_state_dict(state)
     return cnn.eval()

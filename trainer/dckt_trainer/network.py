@@ -7,8 +7,9 @@ networks of one shape and share no parameter.
                                    +--> fc8 -> fc9 -> fc10     batch normalisation (no affine)
     text vector    -> fc6 -> fc7 --+                     and ReLU
 
-fc8 to fc10 are shared by the media. While training, the rows of all media are stacked on the batch axis before fc8, so
-its statistics, and the MMD there, are those of the mixture; a lone medium is later normalised with the same statistics.
+Any other medium has such a pathway, too. fc8 to fc10 are shared by the media. While training, the rows of all media are
+stacked on the batch axis before fc8, so its statistics, and the MMD there, are those of the mixture; a lone medium is
+later normalised with the same statistics.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dckt_trainer.layers import BatchNorm, Layer, Linear, MovingAverage
-
-MEDIA = ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Pathway(nn.Module):
     Args:
         inputs: width of the medium's features.
         width: D.
-        normalise: whether the features are batch-normalised, with affine, before fc6 (the text vectors are).
+        normalise: whether the features are batch-normalised, with affine, before fc6.
         average: see :class:`BatchNorm`.
     """
 
@@ -95,16 +94,22 @@ class DomainNetwork(nn.Module):
         average: see :class:`BatchNorm`.
 
     Attributes:
+        outputs: names of what :meth:`represent` gives.
+        retrieves_by: the one by which items are compared.
         fronts: by medium, a network that makes the features out of what the pairs hold, and learns with this one: the
             Word CNN from token ids (..., L), where it is trained end to end. Empty where features are made once.
     """
+
+    outputs = ("probability", "fc9")
+    retrieves_by = "probability"
 
     def __init__(self, inputs: Mapping[str, int], width: int, classes: int, average: MovingAverage = "torch") -> None:
         super().__init__()
         self.inputs, self.width, self.classes, self.average = dict(inputs), width, classes, average
         self.pathways = nn.ModuleDict(
             {
-                medium: Pathway(size, width, normalise=medium == "text", average=average)
+                # A trunk's features have one scale. Of others nobody knows, so each number gets the same.
+                medium: Pathway(size, width, normalise=medium != "image", average=average)
                 for medium, size in inputs.items()
             }
         )
@@ -128,6 +133,11 @@ class DomainNetwork(nn.Module):
             fc9,
             logits,
         )
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """The width of each output."""
+        return {"probability": self.classes, "fc9": self.width}
 
     def represent(self, medium: str, features: Tensor) -> tuple[Tensor, Tensor]:
         """One medium's common representations: class probabilities (B, C) and fc9 (B, D)."""

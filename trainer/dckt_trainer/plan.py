@@ -5,26 +5,30 @@ A training and its dry run share this, so the one refuses what the other refuses
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from dckt.errors import ConfigError, RunError
 from dckt.preprocessing import tokenizer
 from dckt_trainer import parallel
-from dckt_trainer.config import ComputeConfig, Config, LossConfig, MmdConfig, TransferConfig, flat_config
+from dckt_trainer.config import ComputeConfig, Config, LossConfig, MmdConfig, TargetConfig, TransferConfig, flat_config
 from dckt_trainer.data.corpus import SPLITS, OnBadPair, read_corpus
 from dckt_trainer.data.feature_corpus import AnyCorpus, FeatureCorpus, is_feature_corpus, read_feature_corpus
+from dckt_trainer.data.subset import only, subset_per_class
 from dckt_trainer.losses import joint_terms
-from dckt_trainer.network import MEDIA
+from dckt_trainer.media import MEDIA, faulty_names
 from dckt_trainer.progress import Reporter, counted
 from dckt_trainer.runs import Run, is_free, open_run, taken_error
 from dckt_trainer.trunk import Trunk, build_trunk
-from dckt_trainer.words import check_vectors
+from dckt_trainer.words import check_vectors, learn_words, load_words
 
 DOMAINS = ("source", "target")
 SMALLEST_SPREAD = 1e-4  # of features; divided by the epsilon of batch normalisation, less would train nothing
@@ -40,7 +44,8 @@ class Plan:
         facts: by domain, what the run folder says of the corpus.
         trunk: on ``device``; None where the corpora are ready features.
         device: where the training runs.
-        base: the run whose pretraining is taken over.
+        base: the run whose pretraining is taken over, whole or the source's half.
+        taken: names of the checkpoints that are taken over.
         replaces: whether a run in the run's folder has to make way.
     """
 
@@ -50,6 +55,7 @@ class Plan:
     trunk: Trunk | None
     device: torch.device
     base: Run | None
+    taken: tuple[str, ...]
     replaces: bool
 
 
@@ -78,20 +84,21 @@ def make_plan(
     features = _all_features(paths)
     _check_settings(config, alone=source is None, features=features)
     config = _with_paths(config, features=features)
+    if pretrained_from is not None and config.model.kind == "linear":
+        raise ConfigError("a linear model has no pretraining to take over; leave --pretrained-from out")
     base = None if pretrained_from is None else open_run(pretrained_from)
     if base and replaces and out is not None and base.path.resolve() == Path(out).resolve():
         raise ConfigError(
             f"{out}: its own pretraining cannot be taken over by the run that replaces it; use another out"
         )
-    corpora = {name: read_any(path, on_bad_pair, reporter) for name, path in paths.items()}
-    if "source" in corpora:
-        corpora["source"] = _without(corpora["source"], config.source.exclude)
+    vectors = config.media.vectors
+    corpora = {name: read_any(path, on_bad_pair, reporter, vectors) for name, path in paths.items()}
+    corpora = {name: _share_of(corpus, name, config, reporter) for name, corpus in corpora.items()}
     check_corpora(corpora)
     trunk = None if features else build_trunk(config.image, config.seed).to(place)
     facts = {name: _facts(path, corpora[name], on_bad_pair) for name, path in paths.items()}
-    if base:
-        _check_base(base, config, facts, trunk.sha256 if trunk else None)
-    return Plan(config, corpora, facts, trunk, place, base, replaces)
+    taken = _taken_over(base, config, corpora, facts, trunk.sha256 if trunk else None, reporter) if base else ()
+    return Plan(config, corpora, facts, trunk, place, base, taken, replaces)
 
 
 def remake_plan(run: Run, *, device: str, reporter: Reporter) -> Plan:
@@ -107,8 +114,8 @@ def remake_plan(run: Run, *, device: str, reporter: Reporter) -> Plan:
         facts = run.facts[name]
         if facts is None:
             continue
-        corpus = read_any(facts["path"], facts["on_bad_pair"], reporter)
-        corpora[name] = _without(corpus, config.source.exclude) if name == "source" else corpus
+        corpus = read_any(facts["path"], facts["on_bad_pair"], reporter, config.media.vectors)
+        corpora[name] = _share_of(corpus, name, config, reporter)
         if corpora[name].fingerprint != facts["fingerprint"]:
             raise RunError(f"{run.path}: the {name} corpus {facts['path']} changed since the run began; train anew")
     trunk = None if run.facts["trunk"] is None else build_trunk(config.image, config.seed).to(place)
@@ -116,14 +123,18 @@ def remake_plan(run: Run, *, device: str, reporter: Reporter) -> Plan:
         raise RunError(
             f"{run.path}: the weights of the trunk ({config.image.weights}) changed since the run began; train anew"
         )
-    return Plan(config, corpora, {name: run.facts[name] for name in corpora}, trunk, place, None, replaces=False)
+    facts, taken = {name: run.facts[name] for name in corpora}, tuple(run.facts.get("taken_over") or ())
+    return Plan(config, corpora, facts, trunk, place, None, taken, replaces=False)
 
 
-def pretraining_files(config: Config, domains: Mapping[str, object], *, features: bool) -> list[str]:
+def pretraining_files(config: Config, domains: Iterable[str], *, features: bool) -> list[str]:
     """Names of the checkpoints that are whole when the joint stage begins."""
+    domains = list(domains)
     networks = [f"{domain}-0.safetensors" for domain in domains]
     if features:
         return networks
+    if config.text.encoder == "bag":  # made anew, in seconds
+        return ["words.safetensors", *networks]
     cnns = [
         f"text-{domain}.safetensors"
         for domain in domains
@@ -145,6 +156,22 @@ def before_joint(config: Config) -> Config:
         text=replace(config.text, cnn_frozen_rounds=0),
         transfer=TransferConfig(order=config.transfer.order),
         compute=ComputeConfig(precision=config.compute.precision),  # the rest changes rounding alone
+    )
+
+
+def source_half(config: Config) -> Config:
+    """The configuration less all that only the joint stage or the target's pretraining reads.
+
+    Runs with one source and the same words that agree in this have the same Word CNN and pretrained network of the
+    source.
+    """
+    early = before_joint(config)
+    return replace(
+        early,
+        target=TargetConfig(),
+        text=replace(early.text, target_cnn="finetuned"),
+        losses=replace(early.losses, pair_target=0.0),
+        pretrain=replace(early.pretrain, target_epochs=0, target_start="random"),
     )
 
 
@@ -181,18 +208,18 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def read_any(path: str | Path, on_bad_pair: OnBadPair, reporter: Reporter) -> AnyCorpus:
-    """Reads a corpus of either kind and says what it holds.
+def read_any(path: str | Path, on_bad_pair: OnBadPair, reporter: Reporter, vectors: Sequence[str] = ()) -> AnyCorpus:
+    """Reads a corpus of either kind, with some media beside pictures and texts, and says what it holds.
 
     Raises:
         CorpusError: see :func:`read_corpus` and :func:`read_feature_corpus`.
     """
     corpus: AnyCorpus
     if is_feature_corpus(path):
-        corpus = read_feature_corpus(path, on_bad_pair=on_bad_pair)
+        corpus = read_feature_corpus(path, vectors=vectors, on_bad_pair=on_bad_pair)
     else:
         with counted(reporter, f"checking {Path(path).name}") as progress:
-            corpus = read_corpus(path, on_bad_pair=on_bad_pair, progress=progress)
+            corpus = read_corpus(path, vectors=vectors, on_bad_pair=on_bad_pair, progress=progress)
     counts = ", ".join(f"{len(corpus.part(part))} {part}" for part in SPLITS)
     reporter.say(f"{path}: {len(corpus.pairs)} pairs ({counts}), {len(corpus.labels)} classes")
     for line in (*corpus.skipped, *corpus.warnings):
@@ -204,7 +231,7 @@ def check_corpora(corpora: Mapping[str, AnyCorpus]) -> None:
     """Checks that the corpora can be trained on together.
 
     Raises:
-        ConfigError: the target lacks a split, or ready features have different widths or hardly differ.
+        ConfigError: the target lacks a split, or vectors have different widths or hardly differ.
     """
     target = corpora["target"]
     empty = [part for part in SPLITS if not target.part(part)]
@@ -219,13 +246,12 @@ def check_corpora(corpora: Mapping[str, AnyCorpus]) -> None:
             )
         )
     for corpus in corpora.values():
-        if isinstance(corpus, FeatureCorpus):
-            _check_spread(corpus)
+        _check_spread(corpus)
     source = corpora.get("source")
-    if isinstance(source, FeatureCorpus) and isinstance(target, FeatureCorpus) and source.widths != target.widths:
+    if source is not None and source.widths != target.widths:
         differ = ", ".join(
             f"{medium} features {source.widths[medium]} in {source.root} and {target.widths[medium]} in {target.root}"
-            for medium in MEDIA
+            for medium in target.widths
             if source.widths[medium] != target.widths[medium]
         )
         raise ConfigError(
@@ -233,7 +259,7 @@ def check_corpora(corpora: Mapping[str, AnyCorpus]) -> None:
         )
 
 
-def _check_spread(corpus: FeatureCorpus) -> None:
+def _check_spread(corpus: AnyCorpus) -> None:
     for medium, rows in corpus.vectors("train").items():
         spread = float(rows.std(0).max())
         if not spread > SMALLEST_SPREAD:
@@ -254,9 +280,15 @@ def _all_features(paths: Mapping[str, str | Path]) -> bool:
 
 
 def _check_settings(config: Config, *, alone: bool, features: bool) -> None:
-    transfer = config.transfer
+    transfer, linear = config.transfer, config.model.kind == "linear"
     mistakes = []
-    if alone:
+    if linear and config.text.encoder != "bag" and not features:
+        mistakes.append("model.kind is 'linear', which reads texts as bags of words; set text.encoder to 'bag'")
+    if linear and config.media.vectors:
+        mistakes.append("model.kind is 'linear', which brings pictures and texts together; leave media.vectors empty")
+    if config.text.encoder == "bag" and config.text.training == "end_to_end":
+        mistakes.append("text.training is 'end_to_end', but a bag of words has nothing to learn; set it to 'cached'")
+    if alone and not linear:
         if transfer.rounds:
             mistakes.append(
                 f"transfer.rounds is {transfer.rounds}, but there is no source to transfer from; name one with "
@@ -266,14 +298,18 @@ def _check_settings(config: Config, *, alone: bool, features: bool) -> None:
             mistakes.append("pretrain.target_start is 'source', but there is no source; set it to 'random'")
         if config.text.target_cnn == "source" and not features:
             mistakes.append("text.target_cnn is 'source', but there is no source; set it to 'finetuned'")
-        if config.source.exclude:
-            mistakes.append("source.exclude names labels, but there is no source; leave it empty")
+    if alone and config.source.exclude:
+        mistakes.append("source.exclude names labels, but there is no source; leave it empty")
     if features and config.text.training == "end_to_end":
         mistakes.append("text.training is 'end_to_end', but ready features have no Word CNN; set it to 'cached'")
+    # A network keeps its pathways under the names of the media, beside names of its own.
+    taken = [name for name in config.media.vectors if hasattr(nn.ModuleDict, name)]
+    mistakes += [f"media.vectors: {fault}" for fault in faulty_names(config.media.vectors)]
+    mistakes += [f"media.vectors: {name!r} has a meaning of its own; choose another name" for name in taken]
     _check_batches(config)
     if transfer.weighting == "soft" and (transfer.stratified or transfer.draws == "frozen"):
         mistakes.append("transfer.weighting is 'soft', which draws nothing; leave out transfer.stratified and .draws")
-    if transfer.rounds and not joint_terms(MEDIA, config.losses, config.mmd):
+    if transfer.rounds and not linear and not joint_terms(MEDIA, config.losses, config.mmd):
         mistakes.append("every weight in [losses] is 0, so a round would minimise nothing; give one, or --rounds 0")
     if mistakes:
         raise ConfigError("\n  ".join(["the settings do not go together:", *mistakes]) if mistakes[1:] else mistakes[0])
@@ -297,6 +333,14 @@ def _with_paths(config: Config, *, features: bool) -> Config:
     return replace(config, image=image, text=text)
 
 
+def _share_of(corpus: AnyCorpus, domain: str, config: Config, reporter: Reporter) -> AnyCorpus:
+    """What the configuration takes of a domain's corpus."""
+    if domain == "source":
+        return _without(corpus, config.source.exclude)
+    count = config.target.pairs_per_class
+    return _few(corpus, count, config.seed, reporter) if count else corpus
+
+
 def _without(corpus: AnyCorpus, labels: tuple[str, ...]) -> AnyCorpus:
     """The corpus less the pairs of some labels."""
     known = {pair.label for pair in corpus.pairs}
@@ -310,11 +354,19 @@ def _without(corpus: AnyCorpus, labels: tuple[str, ...]) -> AnyCorpus:
         raise ConfigError(
             f"source.exclude leaves {len(known - set(labels))} labels of {corpus.root}; expected 2 or more"
         )
-    if not labels:
-        return corpus
-    if isinstance(corpus, FeatureCorpus):
-        return replace(corpus, pairs=tuple(pair for pair in corpus.pairs if pair.label not in labels))
-    return replace(corpus, pairs=tuple(pair for pair in corpus.pairs if pair.label not in labels))
+    return only(corpus, lambda pair: pair.label not in labels) if labels else corpus
+
+
+def _few(corpus: AnyCorpus, count: int, seed: int, reporter: Reporter) -> AnyCorpus:
+    """The corpus with ``count`` training pairs of each class; what a class lacks is said."""
+    few = subset_per_class(corpus, count, seed)
+    found = Counter(pair.label for pair in few.part("train"))
+    lacking = [f"{label!r} has {found[label]}" for label in few.labels if found[label] < count]
+    kept, held = len(few.part("train")), len(corpus.part("train"))
+    reporter.say(f"target.pairs_per_class: {kept} of {held} training pairs are kept, {count} of each class")
+    if lacking:
+        reporter.say(f"  note: classes with fewer training pairs keep what they have: {', '.join(lacking)}")
+    return few
 
 
 def _taken(out: Path, *, force: bool) -> bool:
@@ -327,27 +379,67 @@ def _taken(out: Path, *, force: bool) -> bool:
     return True
 
 
-def _check_base(base: Run, config: Config, facts: Mapping[str, dict[str, Any]], trunk: str | None) -> None:
-    """Refuses to take over a pretraining that this run's own would not equal."""
+def _taken_over(
+    base: Run,
+    config: Config,
+    corpora: Mapping[str, AnyCorpus],
+    facts: Mapping[str, dict[str, Any]],
+    trunk: str | None,
+    reporter: Reporter,
+) -> tuple[str, ...]:
+    """The checkpoints of a run that this one's own would equal: all of its pretraining, or the source's half.
+
+    Raises:
+        RunError: there are none, or they are missing.
+    """
     theirs = base.config
     differ = [
         f"the {name} corpus"
         for name in DOMAINS
         if (base.facts[name] or {}).get("fingerprint") != facts.get(name, {}).get("fingerprint")
     ]
+    other_texts = "the target corpus" in differ
     if base.facts["trunk"] != trunk:
         differ.append("the weights of the trunk")
     # Where the weights come from does not matter; what they are, the trunk's hash has told.
     theirs = replace(theirs, image=replace(theirs.image, weights=config.image.weights))
     differ += config_differences(before_joint(theirs), before_joint(config))
-    if differ:
+    same_source = not {"the source corpus", "the weights of the trunk"} & set(differ) and "source" in facts
+    half = same_source and source_half(theirs) == source_half(config)
+    half = half and (config.text.encoder == "cnn" or trunk is None)  # a bag is of the target's texts first
+    if differ and not half:
         raise RunError(f"{base.path}: its pretraining is not that of this run; different are {'; '.join(differ)}")
-    files = pretraining_files(config, facts, features=trunk is None)
+    files = pretraining_files(config, ["source"] if differ else facts, features=trunk is None)
     missing = [name for name in files if not (base.checkpoints / name).is_file()]
     if missing:
         raise RunError(
             f"{base.path}: its pretraining cannot be taken over, for checkpoints are missing: {', '.join(missing)}; "
             f"if it is not finished, go on with: dckt-train --resume {base.path}"
+        )
+    if other_texts and trunk is not None:
+        _check_words(base, config, corpora)
+    if differ:
+        reporter.say(f"{base.path}: the source's half is taken over, the target's not, for {'; '.join(differ)}")
+    return tuple(files)
+
+
+def _check_words(base: Run, config: Config, corpora: Mapping[str, AnyCorpus]) -> None:
+    """Refuses to take over a source's half that was trained on other words than this run would have.
+
+    Words are those of both corpora's training texts. From a file of vectors they are nevertheless the same where
+    ``text.extra_words`` takes all of the file.
+    """
+    if config.text.vectors == "word2vec":
+        raise RunError(
+            f"{base.path}: no half of its pretraining can be taken over by a run on another target, for word2vec "
+            "learns from the texts of both; with a file of word vectors (text.vectors) one could be"
+        )
+    texts = [pair.text for corpus in corpora.values() for pair in corpus.part("train")]
+    ours, theirs = learn_words(texts, config.text, config.seed), load_words(base.checkpoints / "words.safetensors")
+    if ours.vocabulary != theirs.vocabulary or not np.array_equal(ours.vectors, theirs.vectors):
+        raise RunError(
+            f"{base.path}: the source's half of its pretraining cannot be taken over, for the training texts of this "
+            "run's target give other words; they do not where text.extra_words takes all of the file of vectors"
         )
 
 

@@ -215,13 +215,14 @@ def interval_bars(panels: Mapping[str, Sequence[tuple[float, float, float] | Non
         return _png(plot)
 
 
-def bands(panels: Mapping[str, Bands], *, x: str, y: str) -> bytes:
+def bands(panels: Mapping[str, Bands], *, x: str, y: str, log_ticks: Sequence[float] = ()) -> bytes:
     """Lines with a band around each, panels side by side.
 
     Args:
         panels: by title.
         x: name of the horizontal axis.
         y: name of the vertical axis.
+        log_ticks: the places to name on a logarithmic horizontal axis; without them it is a linear one.
     """
     with mpl.rc_context(_STYLE):
         plot, axes = _plot(1, len(panels), 3.4)
@@ -231,6 +232,10 @@ def bands(panels: Mapping[str, Bands], *, x: str, y: str) -> bytes:
                 (line,) = panel.plot(points[:, 0], points[:, 1], label=label)
                 panel.fill_between(points[:, 0], points[:, 2], points[:, 3], color=line.get_color(), alpha=0.15)
             panel.set(title=title, xlabel=x, ylabel=y if place == 0 else "")
+            if log_ticks:
+                panel.set_xscale("log")
+                panel.set_xticks(log_ticks, [f"{tick:g}" for tick in log_ticks])
+                panel.minorticks_off()
             if series:
                 panel.legend()
         return _png(plot)

@@ -17,6 +17,8 @@ from dckt.report import Card, Figure, Gallery, GalleryRow, Section, Table, thumb
 from dckt_trainer import plots
 from dckt_trainer.analysis import AnyPair, Vectors, confusions, retrieval, selection
 from dckt_trainer.data.feature_corpus import AnyCorpus
+from dckt_trainer.evaluate import Answers
+from dckt_trainer.media import MEDIA, directions, in_words, is_direction
 from dckt_trainer.runs import Run
 
 QUERIES, WORST, SHOWN = 6, 4, 5  # queries of a gallery, of one of failures, and results of each
@@ -25,18 +27,18 @@ MOST_BARS = 40  # classes that a plot of bars has room for
 MOST_CELLS = 60  # classes that a heat map has room for
 MOST_CONFUSED = 20
 
-_DIRECTIONS = {"image_to_text": ("image", "text"), "text_to_image": ("text", "image")}
+_SHORT = {"image_to_text": "I → T", "text_to_image": "T → I"}
 _NAMES = {"model_t0": "no transfer", "last": "last round", "best": "best round"}
 
 
-def write_run_report(run: Run, corpus: AnyCorpus, before: Vectors, kept: Vectors) -> Path:
+def write_run_report(run: Run, corpus: AnyCorpus, before: Answers, kept: Answers) -> Path:
     """Writes report.html, its plots, and analysis.json into the run folder.
 
     Args:
         run: whose evaluation and events are written already.
         corpus: the target.
-        before: what Model_t(0) says of the test pairs, in the corpus's order: class probabilities of each medium.
-        kept: likewise the target network that is kept.
+        before: what Model_t(0) says of the test pairs, in the corpus's order.
+        kept: likewise the target model that is kept.
 
     Returns:
         The path of the page.
@@ -48,21 +50,22 @@ def write_run_report(run: Run, corpus: AnyCorpus, before: Vectors, kept: Vectors
         "kept": evaluation["kept"],
         "test": [pair.id for pair in test],
         "networks": {
-            name: {**retrieval(vectors, test), "confusion": confusions(vectors, corpus.labels, test)}
-            for name, vectors in networks.items()
+            name: {**retrieval(said.vectors, test), "confusion": confusions(said.probability, corpus.labels, test)}
+            for name, said in networks.items()
         },
         "selection": selection(rounds, train),
     }
     atomic_write(run.path / "analysis.json", json.dumps(analysis, ensure_ascii=False))
     sections = [
         map_table(evaluation),
+        *direction_tables(evaluation),
         _validation(evaluation["validation"]),
         _precision_recall(analysis),
         *_by_class(analysis, corpus),
         _confusion(analysis, corpus.labels),
         *_selection(rounds, analysis["selection"], train),
         *_losses(metrics),
-        *_galleries(test, kept, analysis),
+        *_galleries(test, kept.vectors, analysis),
         _settings(run),
     ]
     folder = run.path / "plots"
@@ -78,11 +81,13 @@ def write_run_report(run: Run, corpus: AnyCorpus, before: Vectors, kept: Vectors
 def map_table(evaluation: dict[str, Any]) -> Table:
     """MAP on the test split, with and without transfer."""
     test, kept = evaluation["test"], evaluation["kept"]
+    ways = _ways(test[kept])
+    shown = ways if set(ways) == set(_SHORT) else []  # more have a table of their own
     rows = [
         (
             title + (" *" if key == kept else ""),
             str(test[key]["round"]),
-            *(f"{test[key][way]:.3f}" for way in ("image_to_text", "text_to_image", "average")),
+            *(f"{test[key][way]:.3f}" for way in (*shown, "average")),
             "-".join(f"{bound:.3f}" for bound in test[key]["interval"]),
             f"{test[key]['lowest']:.3f}-{test[key]['highest']:.3f}",
             f"{test[key]['average_at_50']:.3f}",
@@ -91,13 +96,34 @@ def map_table(evaluation: dict[str, Any]) -> Table:
     ]
     return Table(
         f"MAP on {test['pairs']} test pairs",
-        ("target", "round", "I → T", "T → I", "average", "95 %", "ties", "@50"),
+        ("target", "round", *map(_arrow, shown), "average", "95 %", "ties", "@50"),
         tuple(rows),
-        "* is kept. Image to text and text to image, mean average precision over the whole ranking by cosine of class "
-        "probabilities; best round is that on validation, no transfer being round 0. 95 %: bootstrap over pairs. Equal "
-        "similarities count by expectation; ties: the unluckiest and the luckiest order. @50: MAP over the first 50, "
-        "divided by the relevant ones among them.",
+        "* is kept. "
+        + ("Image to text and text to image, mean" if shown else "Means over all directions; mean")
+        + " average precision over the whole ranking by cosine of class probabilities; best round is that on "
+        "validation, no transfer being round 0. 95 %: bootstrap over pairs. Equal similarities count by expectation; "
+        "ties: the unluckiest and the luckiest order. @50: MAP over the first 50, divided by the relevant ones among "
+        "them.",
     )
+
+
+def direction_tables(evaluation: dict[str, Any]) -> list[Table]:
+    """MAP of every direction on the test split, where there are more than two."""
+    test, kept = evaluation["test"], evaluation["kept"]
+    ways = _ways(test[kept])
+    if set(ways) == set(_SHORT):
+        return []
+    rows = [(in_words(way), *(f"{test[key][way]:.3f}" for key in _NAMES)) for way in ways]
+    columns = [title + (" *" if key == kept else "") for key, title in _NAMES.items()]
+    return [Table("MAP by direction", ("direction", *columns), rows, "Queries of one medium find items of another.")]
+
+
+def _ways(figures: Mapping[str, Any]) -> list[str]:
+    return [key for key in figures if is_direction(key)]
+
+
+def _arrow(way: str) -> str:
+    return _SHORT.get(way, way.replace("_to_", " → "))
 
 
 # --- what came out ----------------------------------------------------------------------------------------------
@@ -105,14 +131,7 @@ def map_table(evaluation: dict[str, Any]) -> Table:
 
 def _validation(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     numbers = [entry["round"] for entry in rounds]
-    series = {
-        title: (numbers, [entry[way] for entry in rounds])
-        for way, title in (
-            ("image_to_text", "image to text"),
-            ("text_to_image", "text to image"),
-            ("average", "average"),
-        )
-    }
+    series = {in_words(way): (numbers, [entry[way] for entry in rounds]) for way in (*_ways(rounds[0]), "average")}
     averages = [entry["average"] for entry in rounds]
     best = int(np.argmax(averages))
     return Figure(
@@ -126,11 +145,11 @@ def _validation(rounds: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _precision_recall(analysis: Mapping[str, Any]) -> Figure:
     panels = {
-        way.replace("_", " "): {
+        in_words(way): {
             _NAMES[name]: (network[way]["recall"], network[way]["precision"])
             for name, network in analysis["networks"].items()
         }
-        for way in _DIRECTIONS
+        for way in _ways(analysis["networks"][analysis["kept"]])
     }
     return Figure(
         "Precision and recall",
@@ -142,10 +161,11 @@ def _precision_recall(analysis: Mapping[str, Any]) -> Figure:
 
 def _by_class(analysis: Mapping[str, Any], corpus: AnyCorpus) -> list[Section]:
     networks, kept = analysis["networks"], analysis["kept"]
+    ways = _ways(networks[kept])
     averages = {
         name: {
-            label: (value + network["text_to_image"]["per_class"][label]) / 2
-            for label, value in network["image_to_text"]["per_class"].items()
+            label: sum(network[way]["per_class"][label] for way in ways) / len(ways)
+            for label in network[ways[0]]["per_class"]
         }
         for name, network in networks.items()
     }
@@ -159,7 +179,7 @@ def _by_class(analysis: Mapping[str, Any], corpus: AnyCorpus) -> list[Section]:
         plots.bars_by_class(
             {_NAMES[name]: [of[label] for label in shown] for name, of in averages.items()},
             shown,
-            x="test MAP, mean of both directions",
+            x=f"test MAP, mean of {'both' if len(ways) == 2 else 'all'} directions",
         ),
         f"{which}, by the MAP of the network that is kept. A class of few test pairs varies much by chance.",
         f"Bars of MAP by class; the easiest is {order[0]} with {averages[kept][order[0]]:.3f}, the hardest "
@@ -172,15 +192,15 @@ def _by_class(analysis: Mapping[str, Any], corpus: AnyCorpus) -> list[Section]:
             label,
             pairs["train"].get(label, 0),
             pairs["test"].get(label, 0),
-            *(f"{networks[name][way]['per_class'][label]:.3f}" for name in networks for way in _DIRECTIONS),
+            *(f"{networks[name][way]['per_class'][label]:.3f}" for name in networks for way in ways),
             f"{selected['per_class'].get(label, 0):.2f}" if selected["rounds"] else None,
         )
         for label in order
     ]
-    ways = [f"{short}, {name}" for name in ("no transfer", "kept") for short in ("I → T", "T → I")]
+    headings = [f"{_arrow(way)}, {name}" for name in ("no transfer", "kept") for way in ways]
     table = Table(
         "Every class",
-        ("class", "train pairs", "test pairs", *ways, "selected"),
+        ("class", "train pairs", "test pairs", *headings, "selected"),
         rows,
         "MAP on test, easiest class first. Selected: the share of its training pairs that a round took, on average.",
         folded=True,
@@ -204,11 +224,13 @@ def _confusion(analysis: Mapping[str, Any], classes: Sequence[str]) -> Section:
             counts[medium] = np.zeros((len(classes), len(classes)), np.int64)
             for true, answered, count in cells:
                 counts[medium][number[true], number[answered]] = count
-        right = ", ".join(f"{np.trace(cells) / cells.sum():.3f} of the {medium}s" for medium, cells in counts.items())
+        right = ", ".join(
+            f"{np.trace(cells) / cells.sum():.3f} of the {_plural(medium)}" for medium, cells in counts.items()
+        )
         return Figure(
             "Confusion of classes",
             plots.confusion(counts, classes),
-            f"The likeliest class of each test picture and text, by the network that is kept; right are {right}.",
+            f"The likeliest class of each test item, by the network that is kept; right are {right}.",
             f"Heat maps of true against answered class; on the diagonal are {right}.",
         )
     rows = sorted(
@@ -221,12 +243,16 @@ def _confusion(analysis: Mapping[str, Any], classes: Sequence[str]) -> Section:
         "Classes that are confused most",
         ("medium", "true", "answered", "pairs"),
         [(medium, true, answered, -count) for count, medium, true, answered in rows[:MOST_CONFUSED]],
-        "The likeliest class of each test picture and text, by the network that is kept; analysis.json has all.",
+        "The likeliest class of each test item, by the network that is kept; analysis.json has all.",
     )
 
 
+def _plural(medium: str) -> str:
+    return f"{medium}s" if medium in MEDIA else f"{medium} vectors"
+
+
 def _galleries(pairs: Sequence[AnyPair], vectors: Vectors, analysis: Mapping[str, Any]) -> list[Section]:
-    """What test queries found; of features alone there is nothing to see."""
+    """What test queries found among pictures and texts; of vectors there is nothing to see."""
     if not _pictured(pairs):
         return []
     units = {
@@ -236,7 +262,7 @@ def _galleries(pairs: Sequence[AnyPair], vectors: Vectors, analysis: Mapping[str
     # Spread over the split, which is sorted by class more often than not.
     spread = np.unique(np.linspace(0, len(pairs) - 1, QUERIES).astype(int))
     galleries: list[Section] = []
-    for way, (asked, found) in _DIRECTIONS.items():
+    for way, (asked, found) in directions(MEDIA).items():
         precision = np.array(analysis["networks"][analysis["kept"]][way]["per_query"])
         worst = _of_different_classes(np.argsort(precision, kind="stable"), pairs)[:WORST]
         for queries, suffix, note in (

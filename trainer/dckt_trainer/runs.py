@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,8 +27,8 @@ from dckt import __version__ as dckt_version
 from dckt.errors import RunError
 from dckt.files import atomic_write, sha256_file
 from dckt_trainer.config import Config, dump_config, load_config
+from dckt_trainer.encoders import CommonSpace
 from dckt_trainer.model import DomainModel, load_model, load_network
-from dckt_trainer.network import DomainNetwork
 
 RUN_VERSION = 1
 
@@ -89,7 +90,7 @@ class Run:
         """
         return load_model(self._finished(domain))
 
-    def network(self, domain: str = "target") -> DomainNetwork:
+    def network(self, domain: str = "target") -> CommonSpace:
         """The trained network of a domain, from features on.
 
         Raises:
@@ -165,6 +166,7 @@ def create_run(
     *,
     trunk: str | None,
     pretrained_from: str | None = None,
+    taken_over: Sequence[str] = (),
 ) -> Run:
     """Makes the folder of a new run.
 
@@ -175,6 +177,7 @@ def create_run(
         target: likewise.
         trunk: hash of the trunk; None where the corpora are ready features.
         pretrained_from: the run whose pretraining is taken over.
+        taken_over: names of the checkpoints that are.
 
     Raises:
         RunError: the path is taken, or cannot be written.
@@ -192,6 +195,7 @@ def create_run(
             "config_sha256": sha256_file(path / "config.toml"),
             "trunk": trunk,
             "pretrained_from": pretrained_from,
+            "taken_over": list(taken_over),
             "source": source,
             "target": target,
             "versions": {

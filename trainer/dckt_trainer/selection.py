@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -86,19 +87,25 @@ def domain_consistency(image: NDArray[np.float32], text: NDArray[np.float32], la
 
 
 def consistency(source: Vectors, target: Vectors, labels: NDArray[np.int64]) -> Scores:
-    """Domain consistency under the source model, as the paper scores pairs; the target model is not asked."""
+    """Domain consistency under the source model, as the paper scores pairs; the target model is not asked.
+
+    Of more media than two it is twice the mean AP over all directions, so that its range stays 0 to 2.
+    """
     del target
-    return domain_consistency(source["image"], source["text"], labels)
+    return _over_every_two(source, lambda first, second: domain_consistency(first, second, labels))
 
 
 def reciprocal_rank(source: Vectors, target: Vectors, labels: NDArray[np.int64]) -> Scores:
     """One over the rank of a pair's own partner under the source model, both directions added, 0 to 2. Needs no labels.
 
-    The rank among equal similarities is the mean one.
+    The rank among equal similarities is the mean one. Of more media than two it is the mean over every two.
     """
     del target, labels
-    image, text = (_unit(source[medium]) for medium in ("image", "text"))
-    similarity = image @ text.T
+    return _over_every_two({medium: _unit(rows) for medium, rows in source.items()}, _reciprocal_ranks)
+
+
+def _reciprocal_ranks(first: NDArray[np.float32], second: NDArray[np.float32]) -> Scores:
+    similarity = first @ second.T
 
     def ranks(rows: NDArray[np.float32]) -> Scores:
         own = rows.diagonal()[:, None]
@@ -108,6 +115,13 @@ def reciprocal_rank(source: Vectors, target: Vectors, labels: NDArray[np.int64])
 
     scores: Scores = 1 / ranks(similarity) + 1 / ranks(similarity.T)
     return scores
+
+
+def _over_every_two(vectors: Vectors, score: Callable[[NDArray[np.float32], NDArray[np.float32]], Scores]) -> Scores:
+    """The mean score over every two media; with image and text alone it is theirs."""
+    scores = [score(vectors[first], vectors[second]) for first, second in combinations(vectors, 2)]
+    mean: Scores = sum(scores[1:], scores[0]) / len(scores)
+    return mean
 
 
 SCORES: Mapping[str, Score] = {"consistency": consistency, "reciprocal_rank": reciprocal_rank}

@@ -261,11 +261,13 @@ def _check_corpora(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.run is None:
             continue
-        for name, excluded in (("source", outcome.config.source.exclude), ("target", ())):
+        settings = outcome.config
+        few = settings.target.pairs_per_class
+        for name, share in (("source", settings.source.exclude), ("target", (few, outcome.seed if few else None))):
             facts = outcome.run.facts.get(name)
             if not facts:
                 continue
-            first, path = seen.setdefault((facts["path"], excluded), (facts["fingerprint"], outcome.path))
+            first, path = seen.setdefault((facts["path"], share), (facts["fingerprint"], outcome.path))
             if first != facts["fingerprint"]:
                 raise RunError(
                     f"the {name} corpus {facts['path']} changed between the runs {path} and {outcome.path}; "

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,20 +17,23 @@ from torch import Tensor, nn
 
 from dckt.errors import RunError
 from dckt.files import atomic_file, atomic_write
-from dckt.metrics import CrossMediaMAP, bootstrap_interval
+from dckt.metrics import bootstrap_interval
 from dckt_trainer import parallel
 from dckt_trainer.analysis import score_spread
 from dckt_trainer.checkpoint import load_into, load_tensors, load_with_metadata, save_tensors, unfit_error
 from dckt_trainer.config import Config
 from dckt_trainer.data.corpus import OnBadPair
 from dckt_trainer.data.features import default_cache
-from dckt_trainer.evaluate import evaluate, represent, score
+from dckt_trainer.encoders import CommonSpace
+from dckt_trainer.evaluate import Answers, Evaluation, answers, evaluate, score
 from dckt_trainer.inputs import Inputs, prepare
+from dckt_trainer.linear import Fitted, fit_both, transfer_helps
+from dckt_trainer.media import in_words
 from dckt_trainer.model import DomainModel, save_model, save_network
 from dckt_trainer.network import DomainNetwork, copy_of
 from dckt_trainer.optimize import Solver, StepLog, sgd
 from dckt_trainer.pairs import PairSet
-from dckt_trainer.plan import Plan, make_plan, pick_device, pretraining_files, remake_plan, threads
+from dckt_trainer.plan import DOMAINS, Plan, make_plan, pick_device, remake_plan, threads
 from dckt_trainer.pretrain import passes_for, pretrain
 from dckt_trainer.progress import Reporter, Silent
 from dckt_trainer.report import write_run_report
@@ -39,6 +42,7 @@ from dckt_trainer.seeds import seed_of
 from dckt_trainer.selection import Scores
 from dckt_trainer.tensorboard import check_installed, mirrored
 from dckt_trainer.transfer import JointData, RoundLog, passes_of_round, transfer_round
+from dckt_trainer.word_bag import WordBag
 from dckt_trainer.word_cnn import WordCNN
 
 
@@ -69,7 +73,8 @@ def train(
         on_bad_pair: ``raise`` lists all bad pairs and stops; ``skip`` leaves them out.
         force: an existing run folder is deleted first; nothing else ever is.
         pretrained_from: a run folder whose words, Word CNNs and pretrained networks are taken over; it must have been
-            trained on the same corpora with the same settings, but for those of the joint stage.
+            trained on the same corpora with the same settings, but for those of the joint stage. Where the target or
+            what concerns the target alone differs as well, the source's half is taken over, if the words are the same.
         tensorboard: the events also go to the run's folder ``tensorboard`` as they happen, for TensorBoard.
         reporter: told how far the work is.
 
@@ -150,6 +155,7 @@ def _new_run(out: Path, plan: Plan) -> Run:
         plan.facts["target"],
         trunk=plan.trunk.sha256 if plan.trunk else None,
         pretrained_from=str(plan.base.path.resolve()) if plan.base else None,
+        taken_over=plan.taken,
     )
     if plan.base:
         _take_over(plan.base, run, plan)
@@ -196,12 +202,22 @@ class _Training:
     def go(self) -> Run:
         with parallel.first_alone():  # the others find its checkpoints and its cache
             inputs = prepare(self.run, self.plan, cache=self.cache, reporter=self.reporter)
+        if self.config.model.kind == "linear":
+            return self._linear(inputs)
         joint = self._transfer(self._pretrained(inputs), inputs.pairs)
         with parallel.first_alone():
             if parallel.rank():
                 return open_run(self.run.path)
             self._finish(joint, inputs)
             return self.run.finish()
+
+    def _linear(self, inputs: Inputs) -> Run:
+        """Fits without and with the source; takes seconds, so there is nothing to go on with."""
+        with parallel.first_alone():
+            if not parallel.rank():
+                self._finish_linear(fit_both(inputs.pairs, len(self.corpora["target"].labels), self.reporter), inputs)
+                self.run.finish()
+        return open_run(self.run.path)
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
         if not parallel.rank():
@@ -307,7 +323,7 @@ class _Training:
                 else DomainNetwork(inputs.widths, settings.width, classes, settings.moving_average)
             )
         if self.config.text.training == "end_to_end":
-            front: nn.Module = inputs.cnns[domain]
+            front: nn.Module = inputs.readers[domain]
             if start and self.config.text.target_cnn == "source":  # as it was trained with what else is taken over
                 front = start.fronts["text"]
             network.fronts["text"] = copy.deepcopy(front)
@@ -352,8 +368,8 @@ class _Training:
         result = evaluate(joint.target, pairs, self.device)
         self.run.log("metrics", {"stage": f"round/{joint.round}", "validation": map_figures(result), **figures})
         self.reporter.say(
-            f"round {joint.round}: validation MAP image to text {result.image_to_text.map:.3f}, "
-            f"text to image {result.text_to_image.map:.3f}"
+            f"round {joint.round}: validation MAP "
+            + ", ".join(f"{in_words(name)} {one.map:.3f}" for name, one in result.directions.items())
             + (f", {figures['selected']} pairs selected" if figures else " (no transfer yet)")
         )
         if result.average > joint.best_map:
@@ -409,19 +425,47 @@ class _Training:
                 paths / f"target-best-{joint.best_round}.safetensors",
             ),
         }
-        test: dict[str, Any] = {"pairs": len(pairs)}
-        vectors = {}
+        tested = {}
         for name, (number, state, path) in states.items():
             load_into(joint.target, state, path)
-            vectors[name] = represent(joint.target, pairs, self.device)
-            at_50 = score(vectors[name], pairs, cut=50)
-            test[name] = {
-                "round": number,
-                **map_figures(score(vectors[name], pairs)),
-                "average_at_50": at_50.average,
-            }
+            tested[name] = number, answers(joint.target, pairs, self.device)
         keep = self.config.transfer.keep
         joint.target.load_state_dict(states[keep][1])
+        for domain, network in joint.networks.items():
+            self._save_model(domain, network, inputs)
+        self._report(tested, keep, pairs)
+
+    def _finish_linear(self, found: Sequence[Fitted], inputs: Inputs) -> None:
+        """Likewise for the linear models: round 0 is that of the target alone, round 1 takes the source in."""
+        cpu = torch.device("cpu")
+        readers = ("target", "source")  # each model reads the texts in a way of its own
+
+        def part(name: str, number: int) -> PairSet:
+            return inputs.pairs[f"target.{name}.by_source" if number else f"target.{name}"]
+
+        for number, one in enumerate(found):
+            self.run.begin(f"round/{number}")
+            validation = map_figures(evaluate(one.model, part("val", number), cpu))
+            event = {"stage": f"round/{number}", "validation": validation, "choice": asdict(one.choice)}
+            self.run.log("metrics", event)
+        last = len(found) - 1
+        best = last if transfer_helps(found, self.reporter) else 0
+        rounds = {"model_t0": 0, "last": last, "best": best}
+        tested = {
+            name: (number, answers(found[number].model, part("test", number), cpu)) for name, number in rounds.items()
+        }
+        self._write_model("target", found[best].model, inputs, inputs.readers.get(readers[best]))
+        self._report(tested, "best", part("test", best))
+
+    def _report(self, tested: Mapping[str, tuple[int, Answers]], keep: str, pairs: PairSet) -> None:
+        """Writes the evaluation of models, given their rounds and what they say of the test pairs, and the report."""
+        test: dict[str, Any] = {"pairs": len(pairs)}
+        for name, (number, said) in tested.items():
+            test[name] = {
+                "round": number,
+                **map_figures(score(said.vectors, pairs)),
+                "average_at_50": score(said.vectors, pairs, cut=50).average,
+            }
         validation = [
             {"round": int(event["stage"].removeprefix("round/")), **event["validation"]}
             for event in self.run.events("metrics")
@@ -429,30 +473,29 @@ class _Training:
         ]
         outcome = {"kept": keep, "validation": validation, "test": test}
         atomic_write(self.run.path / "evaluation.json", json.dumps(outcome, indent=1))
-        for domain, network in joint.networks.items():
-            self._save_model(domain, network, inputs)
-        write_run_report(self.run, self.corpora["target"], vectors["model_t0"], vectors[keep])
+        write_run_report(self.run, self.corpora["target"], tested["model_t0"][1], tested[keep][1])
 
     def _save_model(self, domain: str, network: DomainNetwork, inputs: Inputs) -> None:
+        front = network.fronts.pop("text") if network.fronts else inputs.readers.get(domain)
+        self._write_model(domain, network, inputs, cast("WordCNN | WordBag | None", front))
+
+    def _write_model(self, domain: str, network: CommonSpace, inputs: Inputs, reader: WordCNN | WordBag | None) -> None:
         folder, labels = self.run.path / domain, self.corpora[domain].labels
-        if self.plan.trunk is None or inputs.vocabulary is None:
+        if self.plan.trunk is None or inputs.vocabulary is None or reader is None:
             save_network(network, labels, folder)
             return
-        cnn = cast(WordCNN, network.fronts.pop("text")) if network.fronts else inputs.cnns[domain]
-        model = DomainModel(self.plan.trunk, cnn, network, inputs.vocabulary, labels, inputs.text)
+        model = DomainModel(self.plan.trunk, reader, network, inputs.vocabulary, labels, inputs.text)
         save_model(model, folder, self.config.image)
 
 
-def map_figures(result: CrossMediaMAP) -> dict[str, Any]:
-    """MAP of both directions, their average, its 95 % bootstrap interval over pairs, and the bounds of the ties."""
-    pairs = (result.image_to_text.per_query + result.text_to_image.per_query) / 2
+def map_figures(result: Evaluation) -> dict[str, Any]:
+    """MAP of each direction, their average, its 95 % bootstrap interval over pairs, and the bounds of the ties."""
     return {
-        "image_to_text": result.image_to_text.map,
-        "text_to_image": result.text_to_image.map,
+        **{name: one.map for name, one in result.directions.items()},
         "average": result.average,
-        "interval": bootstrap_interval(pairs),
-        "lowest": (result.image_to_text.lowest + result.text_to_image.lowest) / 2,
-        "highest": (result.image_to_text.highest + result.text_to_image.highest) / 2,
+        "interval": bootstrap_interval(result.per_pair),
+        "lowest": result.lowest,
+        "highest": result.highest,
     }
 
 
@@ -465,14 +508,15 @@ def _clear(out: Path) -> None:
 
 def _take_over(base: Run, run: Run, plan: Plan) -> None:
     """Takes checkpoints and events of a pretraining; files are linked, because none is ever changed in place."""
-    for name in pretraining_files(plan.config, plan.corpora, features=plan.trunk is None):
+    for name in plan.taken:
         with atomic_file(run.checkpoints / name) as partial:
             try:
                 os.link(base.checkpoints / name, partial)
             except OSError:  # another file system, or one without links
                 shutil.copyfile(base.checkpoints / name, partial)
-    events = [event for event in base.events("metrics") if event["stage"].startswith(("word-cnn/", "pretrain/"))]
-    run.rewrite("metrics", events)
+    domains = [domain for domain in DOMAINS if f"{domain}-0.safetensors" in plan.taken]
+    stages = {f"{stage}/{domain}" for stage in ("word-cnn", "pretrain") for domain in domains}
+    run.rewrite("metrics", [event for event in base.events("metrics") if event["stage"] in stages])
 
 
 def _states(networks: Mapping[str, DomainNetwork]) -> dict[str, Tensor]:
@@ -496,8 +540,7 @@ def _momenta(networks: Mapping[str, DomainNetwork], optimizer: Solver) -> dict[s
 
 
 def _taken_over(run: Run, plan: Plan) -> bool:
-    names = pretraining_files(plan.config, plan.corpora, features=plan.trunk is None)
-    return bool(run.events("metrics")) and all((run.checkpoints / name).exists() for name in names)
+    return bool(run.events("metrics")) and all((run.checkpoints / name).exists() for name in plan.taken)
 
 
 def _loss_figures(log: StepLog) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from scipy.sparse.linalg import svds
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,60 +25,90 @@ from dckt_trainer.words import Words
 
 # Length of the word vectors' block beside 1 of the topics'. Between .5 and 1 validation MAP hardly moved.
 VECTOR_LENGTH = 0.7
+SOURCE_TOPICS = 200
+WEAKEST = 1e-6  # singular value, of rows of length 1, below which a direction is rounding
 
 
 class WordBag(nn.Module):
     """Token ids (B, L) int64, padded with 0, to text vectors (B, E + T) float32.
 
     Args:
-        table: (V, E + T) what each word adds to both sums; row 0, padding, is 0.
+        table: (V, E + T) what each word adds to both sums, columns of like range; row 0, padding, is 0.
+        scale: (E + T,) by which the columns of the sums are multiplied.
         topics: T, the last columns.
     """
 
-    def __init__(self, table: Tensor, topics: int) -> None:
+    def __init__(self, table: Tensor, scale: Tensor, topics: int) -> None:
         super().__init__()
+        self.scale = nn.Parameter(scale, requires_grad=False)
         self.embedding = nn.Embedding(table.shape[0], table.shape[1], padding_idx=0, _weight=table, _freeze=True)
         self.topics, self.outputs = topics, table.shape[1]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The two sums, of fixed length each; a text of unknown words alone is 0."""
-        sums = self.embedding(tokens).sum(1)
+        sums = self.embedding(tokens).sum(1) * self.scale
         vectors, topics = sums.split([self.outputs - self.topics, self.topics], 1)
         return torch.cat([functional.normalize(vectors) * VECTOR_LENGTH, functional.normalize(topics)], 1)
 
 
-def fit_word_bag(words: Words, texts: Sequence[Sequence[int]], topics: int) -> WordBag:
-    """Learns how rare words are, and topics, from token ids of the training texts of both domains.
+def fit_word_bag(
+    words: Words, target: Sequence[Sequence[int]], topics: int, source: Sequence[Sequence[int]] = ()
+) -> WordBag:
+    """Learns how rare words are, and topics, from the token ids of training texts.
+
+    The target's topics come first, because few texts would be lost among many. Where the source has texts, a word is as
+    rare as it is on average in both: few texts tell little of common words.
 
     Args:
         words: the vocabulary and its vectors.
-        texts: token ids of each text.
-        topics: T; fewer where the texts hold fewer.
+        target: token ids of each text.
+        topics: of the target's texts; fewer where they span fewer.
+        source: texts of the other domain, which add at most ``SOURCE_TOPICS``; there may be none.
     """
     count = len(words.vocabulary.words)
-    counts = [Counter(token for token in text if token >= len(SPECIAL)) for text in texts]
-    documents = np.bincount([token for text in counts for token in text], minlength=count)
-    rarity = np.log((1 + len(texts)) / (1 + documents)) + 1
+    domains = [
+        [Counter(token for token in text if token >= len(SPECIAL)) for text in texts] for texts in (target, source)
+    ]
+    shares = [_document_share(counts, count) for counts in domains if counts]
+    rarity = 1 - np.log(np.mean(shares, axis=0))
     rarity[: len(SPECIAL)] = 0
-    known = _topics(counts, rarity, topics)
-    table = np.concatenate([words.vectors, known], axis=1) * rarity[:, None]
-    return WordBag(torch.from_numpy(table.astype(np.float32)), known.shape[1])
+    texts = [_unit_rows(counts, rarity) for counts in domains]
+    known = _leading_directions(texts[0], topics)
+    rest = _beside(_leading_directions(texts[1], SOURCE_TOPICS), known)
+    table = np.concatenate([words.vectors, known, rest], axis=1) * rarity[:, None]
+    scale = np.maximum(np.abs(table).max(axis=0), np.finfo(np.float32).tiny)  # in 8 bits the whole table has one step
+    columns, scales = (torch.from_numpy(part.astype(np.float32)) for part in (table / scale, scale))
+    return WordBag(columns, scales, known.shape[1] + rest.shape[1])
 
 
-def _topics(counts: Sequence[Counter[int]], rarity: NDArray[np.float64], topics: int) -> NDArray[np.float64]:
-    """(V, T): the first right singular vectors of the texts' unit rows of tf-idf, the strongest first."""
+def _document_share(counts: Sequence[Counter[int]], words: int) -> NDArray[np.float64]:
+    """(V,) in which part of the texts each word stands; half a text is added, so that none stands nowhere."""
+    documents = np.bincount([token for text in counts for token in text], minlength=words)
+    share: NDArray[np.float64] = np.minimum((documents + 0.5) / (len(counts) + 1), 1)
+    return share
+
+
+def _unit_rows(counts: Sequence[Counter[int]], rarity: NDArray[np.float64]) -> csr_matrix:
+    """(N, V) tf-idf, each row of length 1 but for those without a word."""
     rows = np.repeat(np.arange(len(counts)), [len(text) for text in counts])
     columns = np.array([token for text in counts for token in text], np.int64)
     values = np.array([count for text in counts for count in text.values()]) * rarity[columns]
     lengths = np.sqrt(np.bincount(rows, weights=values**2, minlength=len(counts)))
-    table = csr_matrix((values / lengths[rows], (rows, columns)), shape=(len(counts), len(rarity)))
-    most = min(topics, int(np.count_nonzero(lengths)) - 1, np.unique(columns).size - 1)
-    if most < 1:
-        return np.zeros((len(rarity), 0))
-    start = np.ones(min(table.shape))  # ARPACK's own would be random
-    _, strengths, directions = svds(table, k=most, v0=start)
-    directions = directions[np.argsort(-strengths)]
-    # The sign of a singular vector is arbitrary: the largest entry shall be positive.
-    largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], 1)
-    found: NDArray[np.float64] = (directions * np.sign(largest)).T
-    return found
+    return csr_matrix((values / lengths[rows], (rows, columns)), shape=(len(counts), len(rarity)))
+
+
+def _leading_directions(rows: csr_matrix, count: int) -> NDArray[np.float64]:
+    """(V, T): the strongest right singular vectors of the rows."""
+    wanted = min(count, *rows.shape)
+    if not wanted:
+        return np.zeros((rows.shape[1], 0))
+    _, strengths, found = randomized_svd(rows, wanted, n_iter=4, random_state=0)
+    directions: NDArray[np.float64] = found[strengths > WEAKEST].T
+    return directions
+
+
+def _beside(directions: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Orthonormal columns that span what ``known``, orthonormal ones, do not of some directions."""
+    left, strengths, _ = np.linalg.svd(directions - known @ (known.T @ directions), full_matrices=False)
+    rest: NDArray[np.float64] = left[:, strengths > WEAKEST]
+    return rest

@@ -18,6 +18,7 @@ from dckt.errors import TrainingError
 from dckt.preprocessing import token_batch
 from dckt_trainer.config import TextConfig
 from dckt_trainer.seeds import seed_of, torch_generator
+from dckt_trainer.word_bag import WordBag
 
 POOL = 20  # batches
 MAX_NORM = 3.0  # Kim's cap on the norm of each class's weights
@@ -130,15 +131,17 @@ def _batches(lengths: Sequence[int], batch: int, generator: torch.Generator) -> 
     return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def text_vectors(cnn: WordCNN, texts: Sequence[Sequence[int]], device: torch.device, batch: int = 128) -> Tensor:
-    """Text vectors (N, windows * maps) float32 on the CPU."""
-    cnn.eval()
+def text_vectors(
+    reader: WordCNN | WordBag, texts: Sequence[Sequence[int]], device: torch.device, batch: int = 128
+) -> Tensor:
+    """Text vectors (N, reader.outputs) float32 on the CPU."""
+    reader.eval()
     with torch.inference_mode():
         rows = [
-            cnn(torch.from_numpy(token_batch(texts[start : start + batch])).to(device)).cpu()
+            reader(torch.from_numpy(token_batch(texts[start : start + batch])).to(device)).cpu()
             for start in range(0, len(texts), batch)
         ]
-    return torch.cat(rows).clone() if rows else torch.zeros(0, cnn.outputs)
+    return torch.cat(rows).clone() if rows else torch.zeros(0, reader.outputs)
 
 
 def _accuracy(

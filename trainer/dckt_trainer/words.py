@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
 import re
 import zlib
 from collections import Counter
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import TextIO, TypeAlias
 
 import numpy as np
+import torch
 from gensim.models import KeyedVectors, Word2Vec
 from numpy.typing import NDArray
 
 from dckt.errors import ConfigError
 from dckt.preprocessing import Vocabulary, tokenizer
 from dckt.preprocessing.text import SPECIAL
+from dckt_trainer.checkpoint import load_with_metadata, save_tensors, unfit_error
 from dckt_trainer.config import TextConfig
 from dckt_trainer.seeds import seed_of
 
@@ -68,7 +71,34 @@ def learn_words(texts: Sequence[str], config: TextConfig, seed: int) -> Words:
         raise ConfigError(
             f"text.vectors: {config.vectors} knows no word of the training texts; is it of their language?"
         )
-    return words
+    return _with_others(words, sorted(used)) if config.encoder == "bag" else words
+
+
+def _with_others(words: Words, used: Sequence[str]) -> Words:
+    """Words that have no vector too: a bag knows them by the texts in which they stand."""
+    known = set(words.vocabulary.words)
+    others = [word for word in used if word not in known]
+    vectors = np.concatenate([words.vectors, np.zeros((len(others), words.vectors.shape[1]), np.float32)])
+    return Words(Vocabulary.of([*words.vocabulary.words[len(SPECIAL) :], *others]), vectors)
+
+
+def save_words(path: Path, words: Words) -> None:
+    """Writes words as a checkpoint."""
+    notes = {"words": json.dumps(words.vocabulary.words, ensure_ascii=False)}
+    save_tensors(path, {"vectors": torch.from_numpy(words.vectors)}, notes)
+
+
+def load_words(path: Path) -> Words:
+    """Reads what :func:`save_words` wrote.
+
+    Raises:
+        RunError: the file is missing or damaged, or holds something else.
+    """
+    tensors, notes = load_with_metadata(path)
+    try:
+        return Words(Vocabulary(tuple(json.loads(notes["words"]))), tensors["vectors"].numpy())
+    except KeyError as error:
+        raise unfit_error(path, f"it has no {error}") from error
 
 
 def check_vectors(config: TextConfig) -> None:

@@ -11,6 +11,9 @@ label     the class, as text or integer, not empty
 split     ``train``, ``val`` or ``test``; absent from every row, or from none
 ========  =========================================================================================
 
+A medium beside pictures and texts is a NumPy array of numbers in the folder ``vectors``, such as ``vectors/audio.npy``,
+with a row for each row of the manifest, in its order. It is read where a training asks for that medium.
+
 Where no row has a split, one is made. Within each label the ids are ordered by
 ``sha256("split:{split_seed}:{id}")``; of n pairs the first tenth (rounded, halves up) becomes ``val``, the
 next tenth ``test``, the others ``train``; so a label with fewer than five pairs has train pairs only. The
@@ -30,12 +33,16 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dckt.errors import ConfigError, CorpusError, ImageError, MissingExtraError
+from dckt.features import FOLDER, read_rows
 from dckt.preprocessing import decode_image, tokenize
 
 Split: TypeAlias = Literal["train", "val", "test"]
@@ -58,6 +65,7 @@ class Pair:
         text: holds at least one word.
         label: the class.
         split: what the pair is used for.
+        vectors: (F,) float32 of each other medium that was asked for, by its name.
     """
 
     id: str
@@ -65,10 +73,16 @@ class Pair:
     text: str
     label: str
     split: Split
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Labelled(Protocol):
     """What every kind of pair has."""
+
+    @property
+    def id(self) -> str:
+        """Unique within the corpus."""
+        ...
 
     @property
     def label(self) -> str:
@@ -106,6 +120,15 @@ class Corpus:
         _one_of("split", split, SPLITS)
         return tuple(pair for pair in self.pairs if pair.split == split)
 
+    def vectors(self, split: Split) -> dict[str, NDArray[np.float32]]:
+        """For each medium of vectors those of the pairs of one split, (n, F) float32, in their order."""
+        return {medium: np.stack([pair.vectors[medium] for pair in self.part(split)]) for medium in self.widths}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """For each medium of vectors F, in the order in which the media were asked for."""
+        return {medium: len(row) for medium, row in self.pairs[0].vectors.items()}
+
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The labels of the train pairs, sorted. A label's place is its class number."""
@@ -118,14 +141,20 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over every pair's fields; not over the folder's place or the pictures' content."""
+        """SHA-256, in hex, over all fields and vectors; not over the folder's place or the pictures' content."""
         rows = [[p.id, p.image.relative_to(self.root).as_posix(), p.text, p.label, p.split] for p in self.pairs]
-        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode())
+        for medium, width in self.widths.items():
+            digest.update(f"{medium} {width} ".encode())
+            for pair in self.pairs:
+                digest.update(pair.vectors[medium].tobytes())
+        return digest.hexdigest()
 
 
 def read_corpus(
     path: str | os.PathLike[str],
     *,
+    vectors: Sequence[str] = (),
     on_bad_pair: OnBadPair = "raise",
     check_images: CheckImages = "decode",
     split_seed: int = 0,
@@ -135,6 +164,7 @@ def read_corpus(
 
     Args:
         path: a folder with one manifest, or a manifest itself (``.jsonl``, ``.csv`` or ``.parquet``).
+        vectors: names of the media to read beside pictures and texts.
         on_bad_pair: ``"raise"`` lists the mistakes of all rows in one error; ``"skip"`` leaves the bad rows
             out and records them in :attr:`Corpus.skipped`. Of rows with the same id the first one counts.
         check_images: ``"decode"`` decodes every picture, ``"exists"`` only looks for the files.
@@ -142,8 +172,9 @@ def read_corpus(
         progress: called with (pictures checked, pictures in all).
 
     Raises:
-        CorpusError: there is no single manifest, a row is bad, no pair is left, there are no train pairs,
-            fewer than two labels have train pairs, or a label of val or test has none.
+        CorpusError: there is no single manifest, an array of vectors is missing or does not fit it, a row is bad, no
+            pair is left, there are no train pairs, fewer than two labels have train pairs, or a label of val or test
+            has none.
         ConfigError: an argument with a value that is not offered.
         MissingExtraError: a Parquet manifest, and pyarrow is not installed.
     """
@@ -158,6 +189,7 @@ def read_corpus(
         raise CorpusError(f"{manifest}: cannot be read ({error}); check the file") from error
     if not rows:
         raise CorpusError(f"{manifest}: holds no pair; expected one a row")
+    arrays = {medium: _vectors(manifest, medium, rows) for medium in vectors}
     _check_ids(rows, unit)
     _check_splits(rows, split_seed)
     _check_images(rows, root, check_images, progress)
@@ -170,27 +202,29 @@ def read_corpus(
             "on_bad_pair='skip'",
             mistakes,
         )
-    pairs = tuple(_pair(row.fields, root) for row in rows if not row.faults)
+    pairs = tuple(
+        _pair(row.fields, root, {medium: array[number] for medium, array in arrays.items()})
+        for number, row in enumerate(rows)
+        if not row.faults
+    )
     if not pairs:
         raise CorpusError(f"{manifest}: none of {len(rows)} pairs can be used", mistakes)
     check_labels(manifest, pairs)
     return Corpus(root.name, root, pairs, mistakes)
 
 
-def subset_per_class(corpus: Corpus, pairs_per_class: int, seed: int) -> Corpus:
-    """Keeps that many train pairs of each label, for studies with few pairs; val and test stay as they are.
+def ranked(labels: Iterable[tuple[str, str]], salt: str) -> Iterator[list[str]]:
+    """The ids of each label, in an order that hangs on salt and id alone.
 
-    Within each label the ids are ordered by a hash of seed and id, and the first ones are kept, so with one
-    seed a smaller subset is part of every larger one. A label with fewer train pairs keeps them all.
-
-    Raises:
-        ConfigError: ``pairs_per_class`` is below 1.
+    Args:
+        labels: (id, label) of each pair.
+        salt: another one gives another order.
     """
-    if pairs_per_class < 1:
-        raise ConfigError(f"pairs_per_class is {pairs_per_class}; expected at least 1")
-    train = [(pair.id, pair.label) for pair in corpus.part("train")]
-    kept = {key for ids in _ranked(train, f"subset:{seed}") for key in ids[:pairs_per_class]}
-    return replace(corpus, pairs=tuple(p for p in corpus.pairs if p.split != "train" or p.id in kept))
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key, label in labels:
+        groups[label].append(key)
+    for ids in groups.values():
+        yield sorted(ids, key=lambda key: hashlib.sha256(f"{salt}:{key}".encode()).digest())
 
 
 def labels_of(pairs: Iterable[Labelled]) -> tuple[str, ...]:
@@ -388,13 +422,27 @@ def _check_splits(rows: Sequence[_Row], seed: int) -> None:
         if "id" in row.fields and "label" in row.fields:
             labels.setdefault(row.fields["id"], row.fields["label"])
     splits: dict[str, Split] = {}
-    for ids in _ranked(labels.items(), f"split:{seed}"):
+    for ids in ranked(labels.items(), f"split:{seed}"):
         tenth = (len(ids) + 5) // 10
         for rank, key in enumerate(ids):
             splits[key] = "val" if rank < tenth else "test" if rank < 2 * tenth else "train"
     for row in rows:
         if row.fields.get("id") in splits:
             row.fields["split"] = splits[row.fields["id"]]
+
+
+@lru_cache(maxsize=1 << 17)
+def _undecodable(path: Path, _state: tuple[int, ...]) -> str:
+    """Why a picture cannot be used, or nothing.
+
+    Decoding is most of the time that reading a corpus takes, and a sweep reads one for each run; so a picture whose
+    file did not change since is not decoded again in one process.
+    """
+    try:
+        decode_image(path)
+    except ImageError as error:
+        return str(error)
+    return ""
 
 
 def _check_images(rows: Iterable[_Row], root: Path, check: CheckImages, progress: Progress | None) -> None:
@@ -405,10 +453,9 @@ def _check_images(rows: Iterable[_Row], root: Path, check: CheckImages, progress
 
     def fault(image: str) -> str | None:
         if check == "decode":
-            try:
-                decode_image(root / image)
-            except ImageError as error:
-                return f"image {image!r} cannot be used: {error}"
+            found = (root / image).stat()
+            why = _undecodable(root / image, (found.st_size, found.st_mtime_ns, found.st_ino))
+            return f"image {image!r} cannot be used: {why}" if why else None
         return None
 
     # Pillow decodes without the interpreter's lock, so threads are enough.
@@ -424,18 +471,17 @@ def _check_images(rows: Iterable[_Row], root: Path, check: CheckImages, progress
         executor.shutdown(cancel_futures=True)
 
 
-def _pair(fields: Mapping[str, str], root: Path) -> Pair:
+def _vectors(manifest: Path, medium: str, rows: Sequence[_Row]) -> NDArray[np.float32]:
+    file = manifest.parent / FOLDER / f"{medium}.npy"
+    array, bad = read_rows(file, len(rows), manifest.name)
+    for number in bad:
+        rows[number].faults.append(f"{FOLDER}/{file.name} holds a number that is not finite in row {number}, from 0")
+    return array
+
+
+def _pair(fields: Mapping[str, str], root: Path, vectors: Mapping[str, NDArray[np.float32]]) -> Pair:
     split = cast(Split, fields["split"])
-    return Pair(fields["id"], root / fields["image"], fields["text"], fields["label"], split)
-
-
-def _ranked(labels: Iterable[tuple[str, str]], salt: str) -> Iterator[list[str]]:
-    """The ids of each label, in an order that hangs on salt and id alone. Takes (id, label)."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for key, label in labels:
-        groups[label].append(key)
-    for ids in groups.values():
-        yield sorted(ids, key=lambda key: hashlib.sha256(f"{salt}:{key}".encode()).digest())
+    return Pair(fields["id"], root / fields["image"], fields["text"], fields["label"], split, vectors)
 
 
 def _kind(value: object) -> str:

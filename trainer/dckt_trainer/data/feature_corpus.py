@@ -9,6 +9,7 @@ key           array, N rows; in brackets the name that is looked for where the a
 ============  ==========================================================================================================
 image         (N, F) numbers (``image``, else the only array of that shape whose name begins with ``image``)
 text          (N, G) numbers (``text``, else likewise)
+MEDIUM        likewise, of each other medium that a training asks for, such as ``audio``
 labels        (N,) text or integers (``labels``)
 class_names   (C,) text, the names of integer labels that count from 0 (``class_names``; may be absent)
 ids           (N,) text or integers, all different (``ids``; where absent, the number of the row)
@@ -28,7 +29,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -38,10 +39,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dckt.errors import CorpusError
+from dckt.features import described, float32_rows
 from dckt_trainer.data.corpus import SPLITS, Corpus, OnBadPair, Split, check_labels, labels_of, warnings_of
+from dckt_trainer.media import MEDIA
 
-MEDIA = ("image", "text")
-KEYS = (*MEDIA, "labels", "class_names", "ids", "split", *SPLITS)
+KEYS = ("labels", "class_names", "ids", "split", *SPLITS)  # and the media
 _SUFFIX = ".npz"
 
 
@@ -113,8 +115,7 @@ class FeatureCorpus:
         """SHA-256, in hex, over every pair's id, label, split and features; not over the file's place."""
         digest = hashlib.sha256(json.dumps([[p.id, p.label, p.split] for p in self.pairs]).encode())
         rows = [pair.row for pair in self.pairs]
-        for medium in MEDIA:
-            features = self.features[medium]
+        for medium, features in self.features.items():
             digest.update(f"{medium} {features.shape[1]} ".encode())
             for start in range(0, len(rows), 1024):  # a copy of all would take as much memory again
                 digest.update(features[rows[start : start + 1024]].tobytes())
@@ -126,14 +127,17 @@ AnyCorpus: TypeAlias = Corpus | FeatureCorpus
 
 def is_feature_corpus(path: str | os.PathLike[str]) -> bool:
     """Whether a corpus argument names a file of ready features."""
-    return _parts(path)[0].suffix == _SUFFIX
+    return _file(path)[0].suffix == _SUFFIX
 
 
-def read_feature_corpus(path: str | os.PathLike[str], *, on_bad_pair: OnBadPair = "raise") -> FeatureCorpus:
+def read_feature_corpus(
+    path: str | os.PathLike[str], *, vectors: Sequence[str] = (), on_bad_pair: OnBadPair = "raise"
+) -> FeatureCorpus:
     """Reads and checks a file of ready features as a whole.
 
     Args:
         path: the file, and maybe behind a colon names of arrays: ``features.npz:image=sift,val=rows_of_val``.
+        vectors: names of the media to read beside ``image`` and ``text``.
         on_bad_pair: ``raise`` lists the mistakes of all rows in one error; ``skip`` leaves the bad rows out and records
             them in :attr:`FeatureCorpus.skipped`. Of rows with the same id the first one counts.
 
@@ -141,35 +145,42 @@ def read_feature_corpus(path: str | os.PathLike[str], *, on_bad_pair: OnBadPair 
         CorpusError: there is no such file or array, shapes do not fit, a number is not finite, an id stands twice,
             no pair is left, fewer than two labels have train pairs, or a label of val or test has none.
     """
-    file, names = _parts(path)
+    media = (*MEDIA, *vectors)
+    file, names = _parts(path, (*media, *KEYS))
     file = file.resolve()
     try:
         if not zipfile.is_zipfile(file):
             raise ValueError("there is no such file, or it is another kind of file")
         with np.load(file, allow_pickle=False) as arrays:
-            return _Reader(file, arrays, names).read(on_bad_pair)
+            return _Reader(file, arrays, names).read(media, on_bad_pair)
     except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
         if isinstance(error, CorpusError):
             raise
         raise CorpusError(f"{file}: cannot be read as a NumPy .npz file without pickles ({error})") from error
 
 
-def _parts(path: str | os.PathLike[str]) -> tuple[Path, dict[str, str]]:
-    """The file, and the array by key. Only a name that goes on behind ``.npz:`` has any."""
+def _file(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """The file, and what stands behind ``.npz:`` where a name goes on there."""
     text = os.fspath(path)
     file, colon, rest = text.partition(f"{_SUFFIX}:")
-    if not colon:
-        return Path(text), {}
-    names = {}
+    return (Path(file + _SUFFIX), rest) if colon else (Path(text), None)
+
+
+def _parts(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[Path, dict[str, str]]:
+    """The file, and the array by key."""
+    file, rest = _file(path)
+    names: dict[str, str] = {}
+    if rest is None:
+        return file, names
     for item in rest.split(","):
         key, equals, name = item.partition("=")
-        if not equals or not name or key not in KEYS or key in names:
+        if not equals or not name or key not in keys or key in names:
             raise CorpusError(
-                f"{text}: {item!r} is not understood; expected FILE.npz:KEY=ARRAY,KEY=ARRAY with each key once, "
-                f"of: {', '.join(KEYS)}"
+                f"{path}: {item!r} is not understood; expected FILE.npz:KEY=ARRAY,KEY=ARRAY with each key once, "
+                f"of: {', '.join(keys)}"
             )
         names[key] = name
-    return Path(file + _SUFFIX), names
+    return file, names
 
 
 class _Reader:
@@ -180,11 +191,12 @@ class _Reader:
         self.load = cache(arrays.__getitem__)  # each access would decompress the array again
         self.faults: dict[int, list[str]] = {}
 
-    def read(self, on_bad_pair: OnBadPair) -> FeatureCorpus:
-        features = {medium: self._features(medium) for medium in MEDIA}
+    def read(self, media: Sequence[str], on_bad_pair: OnBadPair) -> FeatureCorpus:
+        features = {medium: self._features(medium) for medium in media}
         count = len(features["image"])
-        if len(features["text"]) != count:
-            raise self._error(f"there are {count} rows of image features and {len(features['text'])} of text features")
+        for medium, rows in features.items():
+            if len(rows) != count:
+                raise self._error(f"there are {count} rows of image features and {len(rows)} of {medium} features")
         labels, ids, splits = self._labels(count), self._ids(count), self._splits(count)
         mistakes = tuple(f"row {row}: {fault}" for row in sorted(self.faults) for fault in self.faults[row])
         if mistakes and on_bad_pair == "raise":
@@ -213,10 +225,9 @@ class _Reader:
                 raise self._error(f"{wrong} the {medium} features; name one, for example {example}")
             array = self.load(found[0])
         if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
-            raise self._error(f"the {medium} features are {_kind(array)}; expected rows of numbers")
-        with np.errstate(over="ignore"):  # what is too large for float32 is then not finite, and said here
-            rows = array.astype(np.float32, copy=False)
-        for row in np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist():
+            raise self._error(f"the {medium} features are {described(array)}; expected rows of numbers")
+        rows, bad = float32_rows(array)
+        for row in bad:
             self._fault(row, f"the {medium} features hold a number that is not finite")
         return rows
 
@@ -230,7 +241,7 @@ class _Reader:
                 raise self._error("class_names are of integer labels, and the labels are texts; leave class_names out")
             return labels
         if names.ndim != 1 or names.dtype.kind != "U" or len(set(names.tolist())) < len(names):
-            raise self._error(f"class_names is {_kind(names)}; expected different names")
+            raise self._error(f"class_names is {described(names)}; expected different names")
         for row, label in enumerate(labels):
             if not 0 <= int(label) < len(names):
                 self._fault(row, f"label {label} has no name; class_names has {len(names)}, counted from 0")
@@ -272,7 +283,7 @@ class _Reader:
         if rows is None:
             return None
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or rows.min() < 0 or rows.max() >= count:
-            raise self._error(f"the rows of {split} are {_kind(rows)}; expected numbers from 0 to {count - 1}")
+            raise self._error(f"the rows of {split} are {described(rows)}; expected numbers from 0 to {count - 1}")
         return [int(row) for row in rows]
 
     def _column(self, key: str, count: int) -> list[str] | None:
@@ -281,7 +292,7 @@ class _Reader:
         if array is None:
             return None
         if array.shape != (count,) or array.dtype.kind not in "Uiu":
-            raise self._error(f"{key} is {_kind(array)}; expected {count} texts or integers, one for each row")
+            raise self._error(f"{key} is {described(array)}; expected {count} texts or integers, one for each row")
         values = [str(value) for value in array.tolist()]
         for row, value in enumerate(values):
             if not value.strip():
@@ -302,7 +313,3 @@ class _Reader:
 
     def _error(self, text: str) -> CorpusError:
         return CorpusError(f"{self.file}: {text}; the file has the arrays {', '.join(self.held)}")
-
-
-def _kind(array: NDArray[Any]) -> str:
-    return f"an array of {array.dtype} with shape {array.shape}"

@@ -7,6 +7,9 @@ combination of the three, from which single pictures deviate now and then. A pai
     We see a triad of saltires, mostly lemon and gingham, beside a small verdigris mark.
     Chequered golden roods: three, ready to print.
 
+With ``audio`` a pair also has a sound, of which there are only numbers: the energies in :data:`BANDS` bands, in
+``vectors/audio.npy``. Every colour, texture and shape has a spectrum, and those of a picture add up.
+
 The words of labels never stand in a text. Every value of an attribute has several other words, and it must be
 learnt that they mean the same. Source and target have no label in common, but every shape, texture and colour of
 the target occurs in the source: who knows from the source how they look and what they are called needs only few
@@ -32,9 +35,11 @@ from itertools import product
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from dckt.errors import ConfigError, CorpusError
+from dckt.features import FOLDER
 from dckt.files import atomic_folder
 
 T = TypeVar("T")
@@ -109,6 +114,8 @@ GROUNDS = ("pale", "misty", "dusky", "bright", "faded", "chalky")
 
 CONSTANCY = 0.95  # how often an attribute of a picture is that of its class
 SILENCE = 0.25  # how often a text leaves one attribute out
+BANDS = 24  # numbers of a sound
+NOISE = 1.0  # of a band, beside spectra from -1 to 1
 SUPERSAMPLING = 2  # pictures are drawn so many times larger and averaged down
 
 
@@ -142,6 +149,7 @@ def write_synthetic(
     val_pairs_per_class: int = 10,
     test_pairs_per_class: int = 20,
     side: int = 96,
+    audio: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, Path]:
@@ -157,6 +165,7 @@ def write_synthetic(
         val_pairs_per_class: val pairs of each label of the target.
         test_pairs_per_class: test pairs of each label of the target.
         side: side of the square pictures, in pixels.
+        audio: add sounds; pictures and texts stay as they are.
         force: replace corpora that are there already.
         progress: called with (pairs written, pairs in all).
 
@@ -189,22 +198,29 @@ def write_synthetic(
         if folder.exists() and not (folder / "pairs.jsonl").is_file():
             raise CorpusError(f"{folder}: exists and is no corpus, so it is not replaced; give another folder")
     rows: dict[str, list[dict[str, str]]] = {domain: [] for domain in sizes}
+    sounds: dict[str, list[list[float]]] = {domain: [] for domain in sizes}
     try:
         with ExitStack() as stack:
             new = {domain: stack.enter_context(atomic_folder(f, force=force)) for domain, f in folders.items()}
             for folder in new.values():
                 (folder / "images").mkdir()
             for done, (domain, number, look, split, place) in enumerate(plan, start=1):
-                picture, text = _pair(_Stream(f"{seed}/{look.label}/{split}/{place}"), look, side)
+                name = f"{seed}/{look.label}/{split}/{place}"
+                shown, picture, text = _pair(_Stream(name), look, side)
                 key = f"{domain}-{number:03}-{split}-{place:04}"
                 image = f"images/{key}.png"
                 picture.save(new[domain] / image)
                 rows[domain].append({"id": key, "image": image, "text": text, "label": look.label, "split": split})
+                if audio:
+                    sounds[domain].append(_sound(_Stream(f"{name}/audio"), shown))
                 if progress:
                     progress(done, len(plan))
             for domain, folder in new.items():
                 lines = "".join(json.dumps(row) + "\n" for row in rows[domain])
                 (folder / "pairs.jsonl").write_text(lines, encoding="utf-8")
+                if audio:
+                    (folder / FOLDER).mkdir()
+                    np.save(folder / FOLDER / "audio.npy", np.array(sounds[domain], np.float32))
     except OSError as error:
         raise CorpusError(f"{root}: the corpora cannot be written ({error})") from error
     return folders["source"], folders["target"]
@@ -219,6 +235,10 @@ class _Stream:
 
     def chance(self, probability: float) -> bool:
         return self._next() < probability
+
+    def uniform(self) -> float:
+        """A number from -1 to 1."""
+        return 2 * self._next() - 1
 
     def between(self, low: int, high: int) -> int:
         """A whole number from low to high, both included."""
@@ -273,8 +293,8 @@ def _balanced(looks: Sequence[Look], count: int) -> list[Look]:
     return chosen
 
 
-def _pair(stream: _Stream, typical: Look, side: int) -> tuple[Image.Image, str]:
-    """One pair of the class."""
+def _pair(stream: _Stream, typical: Look, side: int) -> tuple[Look, Image.Image, str]:
+    """One pair of the class, and what it shows."""
     names = (list(COLOURS), list(TEXTURES), list(SHAPES))
     look = Look(
         *(v if stream.chance(CONSTANCY) else stream.pick(n) for v, n in zip(typical.values, names, strict=True))
@@ -282,7 +302,21 @@ def _pair(stream: _Stream, typical: Look, side: int) -> tuple[Image.Image, str]:
     # Beside the figures stands a little something of another colour and shape.
     other = Look(*(stream.pick([v for v in n if v != own]) for own, n in zip(look.values, names, strict=True)))
     count = stream.pick(list(COUNTS))
-    return _picture(stream, look, other, count, side), _text(stream, look, other, count)
+    return look, _picture(stream, look, other, count, side), _text(stream, look, other, count)
+
+
+def _sound(stream: _Stream, look: Look) -> list[float]:
+    """The energies of a sound; like a text, it may keep silent about one attribute."""
+    silent = stream.pick(look.values) if stream.chance(SILENCE) else ""
+    spectra = [_spectrum(value) for value in look.values if value != silent]
+    loudness = 10 * (1 + stream.uniform() / 2)
+    return [loudness * (sum(bands) + NOISE * stream.uniform()) for bands in zip(*spectra, strict=True)]
+
+
+def _spectrum(value: str) -> list[float]:
+    """That of a colour, texture or shape, the same for every seed."""
+    stream = _Stream(f"spectrum/{value}")
+    return [stream.uniform() for _ in range(BANDS)]
 
 
 def _text(stream: _Stream, look: Look, other: Look, count: int) -> str:
