@@ -401,7 +401,7 @@ def test_openvino_reports_nothing_and_writes_nothing_at_home(graph: Path, tmp_pa
 
 
 INTERRUPTED = """
-import gc, os, signal, sys
+import gc, signal, sys
 from pathlib import Path
 from dckt.runtime.openvino import OpenVinoEncoder
 
@@ -413,7 +413,7 @@ second.close()
 del second
 gc.collect()
 try:
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)  # in this thread, which has the stack
 except KeyboardInterrupt:
     print("interrupted")
 """

@@ -16,9 +16,10 @@ def test_threads_and_processes_change_and_search_one_index(tmp_path, kind):
     assert report.errors == []
     assert report.ghosts == []
     assert report.wrong is None
-    assert report.searches > 100
-    assert report.changes > 50
-    assert report.expected > 1000
+    # Not none, on a machine however busy.
+    assert report.searches > 10
+    assert report.changes > 5
+    assert report.expected > 10
     # A graph may miss one neighbour in a hundred; exact search none.
     assert report.missed <= (0.01 * report.expected if kind == "hnsw" else 0)
 
