@@ -43,7 +43,7 @@ CORPORA: dict[str, tuple[str | None, str]] = {  # source and target; the most im
 VECTORS = "word_vectors/glove.6B.50d.subset.txt"
 TRUNK = "mobilenet_v2"
 WIDTH = 128
-SOURCE_EPOCHS = {"paper": 40, "released": 40, "small": 20}  # in pretraining; the first two have 160
+SOURCE_EPOCHS = {"paper": 40, "released": 40, "small": 20, "modern": 1}  # in pretraining; of modern without effect
 TARGET_EPOCHS = 47  # in pretraining with the most pairs; with fewer so many more that the steps are as many
 BASELINE = "Model_t(0)"
 
@@ -110,6 +110,8 @@ METHODS: dict[str, Method] = {
     "paper, round 0": network("paper", "model_t0"),
     "released": network("released", "last"),
     "released, round 0": network("released", "model_t0"),
+    "modern": network("modern", "best"),
+    "modern, the source left out": network("modern", "model_t0"),
 }
 
 
@@ -133,7 +135,8 @@ def _trained(point: Point, preset: str, changes: Sequence[str]) -> Run:
                 f"seed={point.seed}",
             ],
         )
-        base = point.bases.get((point.source, source_half(config))) if point.source else None
+        pretrains = config.model.kind == "network"
+        base = point.bases.get((point.source, source_half(config))) if point.source and pretrains else None
         run = train(point.source, point.target, path, config, device="cpu", pretrained_from=base, reporter=Bars())
     _prune(point, run)
     return run
