@@ -87,7 +87,7 @@ def write_lines(path: Path, rows: list[Mapping[str, object]]) -> None:
 def run_block(block: Block, names: dict[str, object], document: str) -> None:
     """Python blocks of a document share their names, as a reader reads them."""
     if block.language == "sh":
-        done = subprocess.run(["sh", "-eu", "-c", block.code], capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(["sh", "-eu", "-c", block.code], capture_output=True, text=True, check=False, timeout=600)
         if done.returncode:
             pytest.fail(f"{document}, line {block.line}:\n{block.code}\n{done.stdout}{done.stderr}", pytrace=False)
     else:

@@ -60,7 +60,7 @@ def test_the_cnn_learns_in_pretraining_rests_for_two_rounds_and_learns_again(rou
 def test_the_saved_model_reads_texts_with_the_cnn_of_the_kept_network(rounds):
     run, seen = rounds
     model = load_model(run.path / "target")
-    assert equal(model.cnn.state_dict(), seen[3]["target"])
+    assert equal(model.reader.state_dict(), seen[3]["target"])
     assert not model.network.fronts
     tokens = torch.tensor([[2, 3, 4, 0], [5, 2, 0, 0]])
     probability = encode(model.text_encoder(), tokens)["probability"]

@@ -153,7 +153,7 @@ def test_prepare_is_the_arrays_themselves(trained, features, arrays):
 
     plan = remake_plan(trained, device="cpu", reporter=Silent())
     inputs = prepare(trained, plan, cache=features, reporter=Silent())
-    assert inputs.cnns == {}
+    assert inputs.readers == {}
     assert inputs.vocabulary is None
     np.testing.assert_array_equal(inputs.pairs["target.val"].features["image"].numpy(), arrays["image"][24:30])
     assert inputs.pairs["target.val"].labels.tolist() == arrays["labels"][24:30].tolist()

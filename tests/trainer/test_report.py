@@ -16,6 +16,7 @@ from dckt_trainer.analysis import confusions, score_spread, selection
 from dckt_trainer.config import load_config
 from dckt_trainer.data.corpus import Corpus, Pair
 from dckt_trainer.data.feature_corpus import FeatureCorpus, FeaturePair
+from dckt_trainer.evaluate import Answers
 from dckt_trainer.plots import drawable
 from dckt_trainer.report import write_run_report
 from dckt_trainer.runs import create_run
@@ -165,7 +166,7 @@ def written(root, corpus, *, rounds=ROUNDS):
         for seed in (0, 10)
     ]
     run = made_run(root, [pair.label for pair in corpus.part("train")], rounds=rounds)
-    path = write_run_report(run, corpus, *said)
+    path = write_run_report(run, corpus, *(Answers(vectors, vectors) for vectors in said))
     return Page(path), json.loads((run.path / "analysis.json").read_text(encoding="utf-8")), said
 
 

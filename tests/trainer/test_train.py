@@ -23,7 +23,7 @@ from dckt_trainer.config import load_config
 from dckt_trainer.data.corpus import read_corpus
 from dckt_trainer.data.features import cached_features
 from dckt_trainer.encoders import encode
-from dckt_trainer.evaluate import represent
+from dckt_trainer.evaluate import answers
 from dckt_trainer.progress import Silent
 from dckt_trainer.runs import open_run
 from dckt_trainer.train import resume, train
@@ -326,7 +326,7 @@ def test_the_wiring_of_a_round(run_training, tmp_path, monkeypatch):
         spy(name)
     run = run_training(tmp_path / "run", "transfer.rounds=2", "optimizer.inv_gamma=0.1")
     by_name = {name: [(a, o) for n, a, o in seen if n == name] for name in ("represent", "select", "optimize")}
-    source_cnn, target_cnn = run.model("source").cnn, run.model("target").cnn
+    source_cnn, target_cnn = run.model("source").reader, run.model("target").reader
     pairs = read_corpus(run.target).part("train")
     vocabulary, spec = run.model().vocabulary, run.model().text
     tokens = [vocabulary.encode(pair.text, spec, allow_unknown=True) for pair in pairs]
@@ -398,9 +398,9 @@ def test_the_test_split_is_encoded_once_for_each_network(run_training, tmp_path,
 
     def spy(network, pairs, device):
         encoded.append(len(pairs))
-        return represent(network, pairs, device)
+        return answers(network, pairs, device)
 
-    monkeypatch.setattr(train_module, "represent", spy)
+    monkeypatch.setattr(train_module, "answers", spy)
     run_training(tmp_path / "run", "transfer.rounds=0")
     assert encoded == [12, 12, 12]
 

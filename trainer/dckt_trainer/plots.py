@@ -107,7 +107,7 @@ def score_history(
         # The scores seldom fill their whole range; a margin shows that nothing is cut off.
         margin = 0.05 * max(np.ptp(quantiles), edges[1] - edges[0])
         left.set(xlabel="round", ylabel="score", ylim=(quantiles.min() - margin, quantiles.max() + margin))
-        left.legend()
+        left.legend(loc="lower right")  # "best" is a search, and warns on a busy machine
         right.bar(rounds, selected, color=_COLOURS[0])
         right.set(xlabel="round", ylabel="pairs selected")
         for panel in (left, right):
@@ -237,7 +237,7 @@ def bands(panels: Mapping[str, Bands], *, x: str, y: str, log_ticks: Sequence[fl
                 panel.set_xticks(log_ticks, [f"{tick:g}" for tick in log_ticks])
                 panel.minorticks_off()
             if series:
-                panel.legend()
+                panel.legend(loc="lower right")
         return _png(plot)
 
 
