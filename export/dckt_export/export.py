@@ -242,7 +242,7 @@ def _representation(wanted: str | None, model: DomainModel) -> str:
     if wanted is None:
         return model.network.retrieves_by
     if wanted not in model.network.outputs:
-        raise ConfigError(f"representation is {wanted!r}; this model has {' and '.join(model.network.outputs)}")
+        raise ConfigError(f"representation is {wanted!r}; expected one of {', '.join(model.network.outputs)}")
     return wanted
 
 

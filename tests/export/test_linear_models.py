@@ -50,5 +50,5 @@ def test_it_encodes_as_the_model_does(linear_bundle, run, corpus, tmp_path):
 
 
 def test_another_output_is_refused(run, tmp_path):
-    with pytest.raises(ConfigError, match="probability and joined"):
+    with pytest.raises(ConfigError, match="expected one of probability, joined"):
         export_bundle(run.path, tmp_path / "x.dckt", representation="fc9", seconds=0)
