@@ -170,7 +170,7 @@ def test_help_shows_examples_and_the_defaults_of_the_function(dckt_export):
     for part in parts:
         assert part in out
     defaults = export_module.export_bundle.__kwdefaults__
-    for name in ("representation", "split", "limit", "calibration", "seconds", "opset"):
+    for name in ("split", "limit", "calibration", "seconds", "opset"):
         assert f"[default: {defaults[name]}]" in out
 
 
