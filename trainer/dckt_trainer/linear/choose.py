@@ -10,7 +10,7 @@ from dckt_trainer.progress import Reporter
 
 # Of the difference on validation. Of two models that are equally good, the one that was chosen from more candidates
 # looks better there, so to be ahead by any amount would not do.
-STANDARD_ERRORS = 1.0
+STANDARD_ERRORS = 2.0
 
 
 def fit_both(pairs: Mapping[str, PairSet], classes: int, reporter: Reporter) -> tuple[Fitted, ...]:
