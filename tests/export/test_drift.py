@@ -103,7 +103,7 @@ def test_overflow_names_the_convolution_and_islands_heal_it(tmp_path):
     [
         ("pixels", "trunk.body.6.squeeze.weight"),
         ("pixels", "network.fc8.linear.weight"),
-        ("tokens", "cnn.convolutions.1.weight"),
+        ("tokens", "reader.convolutions.1.weight"),
         ("tokens", "network.pathways.text.fc6.linear.weight"),
     ],
 )

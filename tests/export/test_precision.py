@@ -24,6 +24,8 @@ SIDE = 64
 class Vectors(nn.Module):
     """float32 (B, 6), brought to scale by constants, to both outputs."""
 
+    outputs = ("probability", "fc9")
+
     def __init__(self) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
@@ -36,6 +38,8 @@ class Vectors(nn.Module):
 
 class Deep(nn.Module):
     """Pixels through ten convolutions; the third makes numbers of the size of ``peak``, the fourth brings them back."""
+
+    outputs = ("probability", "fc9")
 
     def __init__(self, peak: float) -> None:
         super().__init__()
