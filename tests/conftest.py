@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +27,14 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
 LABELS = ("blue", "green", "red", "white")
 FILLERS = ("a", "picture", "of", "bag")
 SIDE = 8
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed the generators that layers are drawn from, before any fixture: no test may depend on those before it."""
+    random.seed(0)
+    if torch := sys.modules.get("torch"):  # the SDK's tests do without
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
