@@ -100,10 +100,10 @@ def map_table(evaluation: dict[str, Any]) -> Table:
         tuple(rows),
         "* is kept. "
         + ("Image to text and text to image, mean" if shown else "Means over all directions; mean")
-        + " average precision over the whole ranking by cosine of class probabilities; best round is that on "
-        "validation, no transfer being round 0. 95 %: bootstrap over pairs. Equal similarities count by expectation; "
-        "ties: the unluckiest and the luckiest order. @50: MAP over the first 50, divided by the relevant ones among "
-        "them.",
+        + " average precision over the whole ranking by cosine. Round 0 is without transfer (a linear model has one "
+        "more, which takes the source in); best is the one that validation chose. 95 %: bootstrap over pairs. Equal "
+        "similarities count by expectation; ties: the unluckiest and the luckiest order. @50: MAP over the first 50, "
+        "divided by the relevant ones among them.",
     )
 
 
