@@ -122,7 +122,7 @@ def linear(baseline: Callable[[Mapping[str, PairSet]], Measured]) -> Method:
     def measure(point: Point) -> Figures:
         run = _trained(point, "modern", ())
         pairs = _pairs(run.path)
-        _prune(point, run)  # of the words that were learnt again
+        _prune(point, run)
         start = time.perf_counter()
         measured = baseline(pairs)
         return {
@@ -142,6 +142,7 @@ def _pairs(path: Path) -> Mapping[str, PairSet]:
     """The pairs that a run was trained on, as it saw them."""
     run = open_run(path)
     plan = remake_plan(run, device="cpu", reporter=Silent())
+    run.checkpoints.mkdir(exist_ok=True)  # the words are learnt again and lie there until they are pruned
     return prepare(run, plan, cache=default_cache(), reporter=Silent()).pairs
 
 
