@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -120,7 +121,42 @@ def run(plan: Plan, *, seed: int, base: Path | None = None) -> Report:
         return _report(folder / "index", notes, ended)
 
 
+def growth_of_turnover(folder: Path, kind: str, *, width: int = 512, count: int = 20, turns: int = 120) -> int:
+    """Bytes by which a process of its own grew while vectors came, were replaced, and went.
+
+    Args:
+        folder: of the index; must not exist.
+        kind: of the index.
+        width: D.
+        count: items of a turn. In all ``2 * turns * count * width`` numbers come and go.
+        turns: that are measured, after as many as a quarter of them.
+    """
+    with ProcessPoolExecutor(1, mp_context=_CONTEXT) as pool:
+        return pool.submit(_turnover, folder, kind, width, count, turns).result()
+
+
 # --- in a process ---
+
+
+def _turnover(folder: Path, kind: str, width: int, count: int, turns: int) -> int:
+    generator = np.random.default_rng(0)
+    ids = [f"new {place}" for place in range(count)]
+    with samples.create(folder, kind=kind, dimension=width) as index:
+        index.add(_MEDIUM, [f"kept {place}" for place in range(100)], generator.normal(size=(100, width)))
+        before = 0
+        for turn in range(turns // 4 + turns):
+            if turn == turns // 4:
+                before = _resident()
+            index.add(_MEDIUM, ids, generator.normal(size=(count, width)))
+            index.add(_MEDIUM, ids, generator.normal(size=(count, width)), upsert=True)
+            index.search(generator.normal(size=(2, width)), _K)
+            index.delete(_MEDIUM, ids)
+        return _resident() - before
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
 
 
 def _process(folder: Path, number: int, plan: Plan, seed: int, start: Barrier) -> None:
@@ -136,8 +172,7 @@ def _process(folder: Path, number: int, plan: Plan, seed: int, start: Barrier) -
         with (folder / f"memory{number}.jsonl").open("w", encoding="utf-8") as log:
             while any(thread.is_alive() for thread in threads):
                 time.sleep(1 / _SAMPLES_A_SECOND)
-                resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
-                _write(log, {"memory": resident, "at": time.monotonic(), "process": number})
+                _write(log, {"memory": _resident(), "at": time.monotonic(), "process": number})
         for thread in threads:
             thread.join()
 

@@ -412,6 +412,7 @@ gc.collect()
 second.close()
 del second
 gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what is begun in the background may ignore it
 try:
     signal.raise_signal(signal.SIGINT)  # in this thread, which has the stack
 except KeyboardInterrupt:
