@@ -1,12 +1,13 @@
 """How fast the joint stage trains at the paper's width, against the same step as one writes it first.
 
-    python benchmarks/training.py                 the paper's size: 343 million parameters, about 12 GB, some minutes
+    python benchmarks/training.py                 the paper's size: 343 million parameters, about 8 GB, some ten minutes
     python benchmarks/training.py --width 512     smaller
 
 A step is ten passes of 64 + 64 pairs, their mean gradient, and SGD. The plain loop does one pass after the other, in
 float32, with PyTorch's own layers and default SGD. Ours folds the passes into one product a layer, and
-tests/trainer/test_folding.py shows that gradients are equal. Prints medians, spread and ratios of interleaved
-repetitions, the peak memory of each variant in a process of its own, and the share of reading features.
+tests/trainer/test_folding.py shows that gradients are equal. Ours keeps freed memory, as `dckt-train` does; the plain
+loop is shown as it is and with that. The variants take turns, each turn in a process of its own. Prints medians, spread
+and ratios, the largest peak of memory, and the share of reading features.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 
 from dckt_trainer.config import ComputeConfig, LossConfig, MmdConfig, OptimizerConfig
 from dckt_trainer.losses import joint_terms
+from dckt_trainer.memory import keep_freed_memory
 from dckt_trainer.network import DomainNetwork
 from dckt_trainer.optimize import Domain, optimize, sgd
 from dckt_trainer.pairs import PairSet, PairStream
@@ -48,28 +50,36 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2000, help="in the cache, of each domain")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--variants", default="plain,folded,bfloat16", help=f"some of {', '.join(VARIANTS)}")
-    parser.add_argument("--peak", metavar="VARIANT", help=argparse.SUPPRESS)
+    parser.add_argument("--variants", default="plain,kept,folded,bfloat16", help=f"some of {', '.join(VARIANTS)}")
+    parser.add_argument("--turn", metavar="VARIANT", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.turn:
+        print(json.dumps(turn(args, stored_pairs(args))))
+        return
     with tempfile.TemporaryDirectory(dir=os.environ.get("DCKT_CACHE")) as folder:
-        pairs = {name: stored_pairs(Path(folder) / f"{name}.npy", args, CLASSES[name]) for name in CLASSES}
-        if args.peak:
-            step = VARIANTS[args.peak](args, pairs)
-            step()
-            step()
-            print(high_water())
-            return
-        report(args, pairs)
+        args.folder = Path(folder)
+        for classes in CLASSES.values():
+            store_images(args, classes)
+        report(args)
 
 
-def stored_pairs(path: Path, args: argparse.Namespace, classes: int) -> PairSet:
-    """Random features, the image's on disk and memory-mapped, as the feature cache is."""
-    rng = np.random.default_rng(classes)
+def store_images(args: argparse.Namespace, classes: int) -> None:
+    """Random features on disk, to be memory-mapped as the feature cache is."""
+    rng, path = np.random.default_rng(classes), args.folder / f"{classes}.npy"
     rows = np.lib.format.open_memmap(path, "w+", np.float32, (args.pairs, args.features))
     for start in range(0, args.pairs, 100):
         rows[start : start + 100] = rng.standard_normal((len(rows[start : start + 100]), args.features), np.float32)
     rows.flush()
+
+
+def stored_pairs(args: argparse.Namespace) -> dict[str, PairSet]:
+    return {name: _pairs(args, classes) for name, classes in CLASSES.items()}
+
+
+def _pairs(args: argparse.Namespace, classes: int) -> PairSet:
+    rng, path = np.random.default_rng(classes), args.folder / f"{classes}.npy"
     image = torch.from_numpy(np.load(path, mmap_mode="c"))
     text = torch.from_numpy(rng.standard_normal((args.pairs, 300), np.float32))
     labels = torch.from_numpy(rng.integers(0, classes, args.pairs))
@@ -132,16 +142,29 @@ def ours(args: argparse.Namespace, pairs: dict[str, PairSet], **compute: Any) ->
     return step
 
 
+def keeping(step_of: Callable[[argparse.Namespace, dict[str, PairSet]], Step]) -> Any:
+    """The same in a process that keeps the memory it frees."""
+
+    def variant(args: argparse.Namespace, pairs: dict[str, PairSet]) -> Step:
+        if not keep_freed_memory():
+            print("this C library cannot be told to keep freed memory", file=sys.stderr)
+        return step_of(args, pairs)
+
+    return variant
+
+
 VARIANTS: dict[str, Callable[[argparse.Namespace, dict[str, PairSet]], Step]] = {
     "plain": plain,
+    "kept": keeping(plain),
     "plain-subtraction": lambda args, pairs: plain(args, pairs, by_subtraction, 1),
-    "unfolded": lambda args, pairs: ours(args, pairs, fold=1),
-    "folded": ours,
-    "bfloat16": lambda args, pairs: ours(args, pairs, precision="bfloat16"),
+    "unfolded": keeping(lambda args, pairs: ours(args, pairs, fold=1)),
+    "folded": keeping(ours),
+    "bfloat16": keeping(lambda args, pairs: ours(args, pairs, precision="bfloat16")),
 }
-SCALE = {"plain": 1.0, "plain-subtraction": float(ACCUMULATE)}  # from what was timed to one step
+SCALE = {"plain": 1.0, "kept": 1.0, "plain-subtraction": float(ACCUMULATE)}  # from what was timed to one step
 TITLES = {
     "plain": "plain loop: float32, a batch at a time, default SGD",
+    "kept": "the same, freed memory kept",
     "plain-subtraction": "plain loop, MMD by subtraction (n, n, d); one pass, times ten",
     "unfolded": "dckt, float32, not folded: gradients in place, fused SGD",
     "folded": "dckt, float32",
@@ -149,25 +172,30 @@ TITLES = {
 }
 
 
-def report(args: argparse.Namespace, pairs: dict[str, PairSet]) -> None:
+def turn(args: argparse.Namespace, pairs: dict[str, PairSet]) -> dict[str, float]:
+    """Seconds of one step, and the peak of this process's memory in GB; the memory-mapped cache counts in it."""
+    step = VARIANTS[args.turn](args, pairs)
+    step()  # touches memory for the first time
+    begin = time.perf_counter()
+    step()
+    seconds = (time.perf_counter() - begin) * SCALE.get(args.turn, 1 / STEPS)
+    return {"seconds": seconds, "peak": high_water() * 1024 / 1e9}
+
+
+def report(args: argparse.Namespace) -> None:
     names = args.variants.split(",")
-    steps = {name: VARIANTS[name](args, pairs) for name in names}
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(args.repeats + 1):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            took = (time.perf_counter() - begin) * SCALE.get(name, 1 / STEPS)
-            if repeat:  # the first one touches memory for the first time
-                times[name].append(took)
-    drawn = streams(pairs)
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(args.repeats):
+        for name in names:
+            turns[name].append(in_own_process(args, name))
+    times = {name: [each["seconds"] for each in own] for name, own in turns.items()}
+    peaks = {name: max(each["peak"] for each in own) for name, own in turns.items()}
+    drawn = streams(stored_pairs(args))
     begin = time.perf_counter()
     for _ in range(5):
         for stream in drawn.values():
             stream.draw(ACCUMULATE)
     reading = (time.perf_counter() - begin) / 5
-    del steps
-    peaks = {name: peak(args, name) for name in names}
     base = statistics.median(times[names[0]])
     count = 2 * ACCUMULATE * BATCH
     size = f"width {args.width}, {args.features} image features, step of {ACCUMULATE} x ({BATCH} + {BATCH}) pairs"
@@ -192,12 +220,12 @@ def high_water() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def peak(args: argparse.Namespace, name: str) -> float:
-    """Peak resident memory of two steps in a fresh process, in GB; the memory-mapped cache counts in it."""
-    command = [sys.executable, __file__, "--peak", name, "--width", str(args.width), "--features", str(args.features)]
-    command += ["--pairs", str(args.pairs), "--threads", str(args.threads)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(found.stdout.split()[-1]) * 1024 / 1e9
+def in_own_process(args: argparse.Namespace, name: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--turn", name, "--folder", str(args.folder), "--width", str(args.width)]
+    command += ["--features", str(args.features), "--pairs", str(args.pairs), "--threads", str(args.threads)]
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, float] = json.loads(found.stdout)
+    return figures
 
 
 if __name__ == "__main__":

@@ -266,8 +266,9 @@ def _corpus(run: Run, pairs: str | Path | None, widths: Mapping[str, int]) -> Co
 
 
 def _read(run: Run, pairs: str | Path | None, vectors: Sequence[str]) -> Corpus:
+    labels = run.config.target.labels
     if pairs is not None:
-        return read_corpus(pairs, vectors=vectors, check_images="exists")
+        return read_corpus(pairs, vectors=vectors, labels=labels, check_images="exists")
     try:
         path, skip = run.target, run.facts["target"]["on_bad_pair"] == "skip"
     except (KeyError, TypeError) as error:
@@ -277,6 +278,7 @@ def _read(run: Run, pairs: str | Path | None, vectors: Sequence[str]) -> Corpus:
         return read_corpus(
             path,
             vectors=vectors,
+            labels=labels,
             on_bad_pair="skip" if skip else "raise",
             check_images="decode" if skip else "exists",
         )

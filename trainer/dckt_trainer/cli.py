@@ -14,9 +14,10 @@ from rich.table import Table
 import dckt
 from dckt.console import run as run_app
 from dckt.errors import ConfigError
+from dckt_trainer.commands import advise, import_corpus, sweep, tensorboard
 from dckt_trainer.commands import dry_run as dry_run_command
-from dckt_trainer.commands import import_corpus, sweep, tensorboard
 from dckt_trainer.config import dump_config, load_config, preset_names
+from dckt_trainer.memory import keep_freed_memory
 from dckt_trainer.progress import Bars, Silent, counted
 
 EXAMPLES = """
@@ -185,6 +186,7 @@ def synthetic_command(
     typer.echo(f"{source}\n{target}")
 
 
+app.command("advise", epilog=advise.EXAMPLES)(advise.advise_command)
 app.command("import", epilog=import_corpus.EXAMPLE)(import_corpus.import_command)
 app.command("sweep", epilog=sweep.EXAMPLES)(sweep.sweep_command)
 app.command("tensorboard", epilog=tensorboard.EXAMPLE)(tensorboard.tensorboard_command)
@@ -195,6 +197,9 @@ def _show(run: Any, *, as_json: bool) -> None:
         return
     if as_json:
         typer.echo(json.dumps(run.evaluation, indent=1))
+        return
+    if run.trial:
+        typer.echo(f"{run.path}: a trial, judged on validation alone; its figures are in evaluation.json")
         return
     from dckt_trainer.report import direction_tables, map_table
 
@@ -214,4 +219,5 @@ def _show(run: Any, *, as_json: bool) -> None:
 
 def main() -> None:
     """Entry point of `dckt-train`."""
+    keep_freed_memory()
     run_app(app, extra="train")

@@ -54,9 +54,15 @@ class TargetConfig:
     Attributes:
         pairs_per_class: so many training pairs of each class, which the seed chooses, and with one seed a smaller
             number's are part of a larger one's; 0 takes all. Validation and test pairs are all taken.
+        labels: ``unknown``: only the pairs are known. Labels may be missing then; where they are there, they are read
+            for the figures of the evaluation and for nothing else. Needs the linear model.
+        clusters: of training pairs, in place of classes where labels are unknown; 0 is twice the square root of their
+            number. Too many cost little, too few cost much.
     """
 
     pairs_per_class: int = _setting(0, low=0)
+    labels: Literal["known", "unknown"] = "known"
+    clusters: int = _setting(0, low=0)
 
 
 @dataclass(frozen=True, kw_only=True)

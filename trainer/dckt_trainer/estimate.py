@@ -85,6 +85,7 @@ def estimate(
     on_bad_pair: OnBadPair = "raise",
     force: bool = False,
     pretrained_from: str | Path | None = None,
+    trial: bool = False,
     reporter: Reporter | None = None,
 ) -> Estimate:
     """Checks what :func:`dckt_trainer.train.train` would check with these arguments, and says what it would cost.
@@ -107,6 +108,7 @@ def estimate(
             force=force,
             pretrained_from=pretrained_from,
             reporter=reporter,
+            trial=trial,
         )
         return _Estimation(plan, Path(out or "."), cache or default_cache(), reporter).go()
 

@@ -38,8 +38,9 @@ class Inputs:
     """What the networks are trained and judged on, and what made it.
 
     Attributes:
-        pairs: ``target.train``, ``target.val``, ``target.test``; with a source, ``source.train``, and
-            ``target.train.by_source``, ``target.val.by_source``, ...: the target's pairs as the source reads them.
+        pairs: ``target.train``, ``target.val``, ``target.test``, the last but for a trial; with a source,
+            ``source.train``, and ``target.train.by_source``, ``target.val.by_source``, ...: the target's pairs as
+            the source reads them.
         readers: what reads the texts of each domain, a Word CNN or a bag; empty where the corpora are ready features.
         vocabulary: the words of both; None likewise.
         text: what texts are cut to.
@@ -82,10 +83,15 @@ def class_numbers(corpus: AnyCorpus) -> dict[str, int]:
 
 def needed_pictures(corpora: Mapping[str, Corpus]) -> dict[str, list[Path]]:
     """The pictures whose features a training asks for, by the name of the pair set."""
-    parts = {f"target.{part}": corpora["target"].part(part) for part in SPLITS}
+    parts = {f"target.{part}": corpora["target"].part(part) for part in _splits(corpora["target"])}
     if "source" in corpora:
         parts["source.train"] = corpora["source"].part("train")
     return {name: [pair.image for pair in pairs] for name, pairs in parts.items()}
+
+
+def _splits(target: AnyCorpus) -> list[Split]:
+    """The target's splits; a trial has no test pairs."""
+    return [part for part in SPLITS if target.part(part)]
 
 
 def _ready_pairs(corpora: Mapping[str, AnyCorpus]) -> dict[str, PairSet]:
@@ -102,10 +108,11 @@ def _ready_pairs(corpora: Mapping[str, AnyCorpus]) -> dict[str, PairSet]:
         return _pair_set(corpus, part, {medium: torch.from_numpy(rows) for medium, rows in vectors.items()})
 
     ready = cast("Mapping[str, FeatureCorpus]", corpora)
-    sets = {f"target.{part}": pair_set(ready["target"], part) for part in SPLITS}
+    splits = _splits(ready["target"])
+    sets = {f"target.{part}": pair_set(ready["target"], part) for part in splits}
     if "source" in ready:
         sets["source.train"] = pair_set(ready["source"], "train")
-        sets |= {f"target.{part}.by_source": sets[f"target.{part}"] for part in SPLITS}
+        sets |= {f"target.{part}.by_source": sets[f"target.{part}"] for part in splits}
     return sets
 
 
@@ -235,11 +242,12 @@ class _Preparation:
             others = {medium: torch.from_numpy(rows) for medium, rows in corpus.vectors(part).items()}
             return _pair_set(corpus, part, {"image": images[f"{domain}.{part}"], "text": texts, **others})
 
-        sets = {f"target.{part}": pair_set("target", part, readers["target"]) for part in SPLITS}
+        splits = _splits(self.corpora["target"])
+        sets = {f"target.{part}": pair_set("target", part, readers["target"]) for part in splits}
         if "source" in readers:
             sets["source.train"] = pair_set("source", "train", readers["source"])
             # The source network scores target pairs, and it reads texts through the source's own Word CNN only.
-            read = SPLITS if self.config.model.kind == "linear" else ("train",)
+            read: list[Split] = splits if self.config.model.kind == "linear" else ["train"]
             sets |= {f"target.{part}.by_source": pair_set("target", part, readers["source"]) for part in read}
         return sets
 

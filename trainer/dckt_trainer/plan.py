@@ -20,7 +20,7 @@ from dckt.errors import ConfigError, RunError
 from dckt.preprocessing import tokenizer
 from dckt_trainer import parallel
 from dckt_trainer.config import ComputeConfig, Config, LossConfig, MmdConfig, TargetConfig, TransferConfig, flat_config
-from dckt_trainer.data.corpus import SPLITS, OnBadPair, read_corpus
+from dckt_trainer.data.corpus import SPLITS, Labels, OnBadPair, read_corpus
 from dckt_trainer.data.feature_corpus import AnyCorpus, FeatureCorpus, is_feature_corpus, read_feature_corpus
 from dckt_trainer.data.subset import only, subset_per_class
 from dckt_trainer.losses import joint_terms
@@ -47,6 +47,7 @@ class Plan:
         base: the run whose pretraining is taken over, whole or the source's half.
         taken: names of the checkpoints that are taken over.
         replaces: whether a run in the run's folder has to make way.
+        trial: whether the run is judged on validation alone; then the corpora have no test pairs.
     """
 
     config: Config
@@ -57,6 +58,7 @@ class Plan:
     base: Run | None
     taken: tuple[str, ...]
     replaces: bool
+    trial: bool = False
 
 
 def make_plan(
@@ -70,6 +72,7 @@ def make_plan(
     force: bool,
     pretrained_from: str | Path | None,
     reporter: Reporter,
+    trial: bool = False,
 ) -> Plan:
     """Reads and checks all that a training needs; what is quick to check comes first.
 
@@ -92,13 +95,18 @@ def make_plan(
             f"{out}: its own pretraining cannot be taken over by the run that replaces it; use another out"
         )
     vectors = config.media.vectors
-    corpora = {name: read_any(path, on_bad_pair, reporter, vectors) for name, path in paths.items()}
+    corpora = {
+        name: read_any(path, on_bad_pair, reporter, vectors, _labels(config, name)) for name, path in paths.items()
+    }
     corpora = {name: _share_of(corpus, name, config, reporter) for name, corpus in corpora.items()}
     check_corpora(corpora)
+    if config.target.labels == "unknown":
+        _check_unlabelled(corpora["target"], config.target.clusters)
     trunk = None if features else build_trunk(config.image, config.seed).to(place)
     facts = {name: _facts(path, corpora[name], on_bad_pair) for name, path in paths.items()}
     taken = _taken_over(base, config, corpora, facts, trunk.sha256 if trunk else None, reporter) if base else ()
-    return Plan(config, corpora, facts, trunk, place, base, taken, replaces)
+    corpora = _less_test(corpora) if trial else corpora
+    return Plan(config, corpora, facts, trunk, place, base, taken, replaces, trial)
 
 
 def remake_plan(run: Run, *, device: str, reporter: Reporter) -> Plan:
@@ -114,7 +122,7 @@ def remake_plan(run: Run, *, device: str, reporter: Reporter) -> Plan:
         facts = run.facts[name]
         if facts is None:
             continue
-        corpus = read_any(facts["path"], facts["on_bad_pair"], reporter, config.media.vectors)
+        corpus = read_any(facts["path"], facts["on_bad_pair"], reporter, config.media.vectors, _labels(config, name))
         corpora[name] = _share_of(corpus, name, config, reporter)
         if corpora[name].fingerprint != facts["fingerprint"]:
             raise RunError(f"{run.path}: the {name} corpus {facts['path']} changed since the run began; train anew")
@@ -124,7 +132,8 @@ def remake_plan(run: Run, *, device: str, reporter: Reporter) -> Plan:
             f"{run.path}: the weights of the trunk ({config.image.weights}) changed since the run began; train anew"
         )
     facts, taken = {name: run.facts[name] for name in corpora}, tuple(run.facts.get("taken_over") or ())
-    return Plan(config, corpora, facts, trunk, place, None, taken, replaces=False)
+    corpora = _less_test(corpora) if run.trial else corpora
+    return Plan(config, corpora, facts, trunk, place, None, taken, replaces=False, trial=run.trial)
 
 
 def pretraining_files(config: Config, domains: Iterable[str], *, features: bool) -> list[str]:
@@ -208,7 +217,13 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def read_any(path: str | Path, on_bad_pair: OnBadPair, reporter: Reporter, vectors: Sequence[str] = ()) -> AnyCorpus:
+def read_any(
+    path: str | Path,
+    on_bad_pair: OnBadPair,
+    reporter: Reporter,
+    vectors: Sequence[str] = (),
+    labels: Labels = "known",
+) -> AnyCorpus:
     """Reads a corpus of either kind, with some media beside pictures and texts, and says what it holds.
 
     Raises:
@@ -216,13 +231,14 @@ def read_any(path: str | Path, on_bad_pair: OnBadPair, reporter: Reporter, vecto
     """
     corpus: AnyCorpus
     if is_feature_corpus(path):
-        corpus = read_feature_corpus(path, vectors=vectors, on_bad_pair=on_bad_pair)
+        corpus = read_feature_corpus(path, vectors=vectors, labels=labels, on_bad_pair=on_bad_pair)
     else:
         with counted(reporter, f"checking {Path(path).name}") as progress:
-            corpus = read_corpus(path, vectors=vectors, on_bad_pair=on_bad_pair, progress=progress)
+            corpus = read_corpus(path, vectors=vectors, labels=labels, on_bad_pair=on_bad_pair, progress=progress)
     counts = ", ".join(f"{len(corpus.part(part))} {part}" for part in SPLITS)
-    reporter.say(f"{path}: {len(corpus.pairs)} pairs ({counts}), {len(corpus.labels)} classes")
-    for line in (*corpus.skipped, *corpus.warnings):
+    classes = f"{len(corpus.labels)} classes" if labels == "known" else "labels are not used"
+    reporter.say(f"{path}: {len(corpus.pairs)} pairs ({counts}), {classes}")
+    for line in (*corpus.skipped, *(corpus.warnings if labels == "known" else ())):
         reporter.say(f"  note: {line}")
     return corpus
 
@@ -259,6 +275,22 @@ def check_corpora(corpora: Mapping[str, AnyCorpus]) -> None:
         )
 
 
+def _labels(config: Config, domain: str) -> Labels:
+    return config.target.labels if domain == "target" else "known"
+
+
+def _check_unlabelled(target: AnyCorpus, clusters: int) -> None:
+    train, validation = len(target.part("train")), len(target.part("val"))
+    if clusters == 1 or clusters > train:
+        raise ConfigError(
+            f"target.clusters is {clusters}; expected 0, or 2 to {train}, for so many training pairs has {target.root}"
+        )
+    if train < 2 or validation < 2:
+        raise ConfigError(
+            f"{target.root} has {train} train and {validation} val pairs; without labels both need 2 or more"
+        )
+
+
 def _check_spread(corpus: AnyCorpus) -> None:
     for medium, rows in corpus.vectors("train").items():
         spread = float(rows.std(0).max())
@@ -288,6 +320,7 @@ def _check_settings(config: Config, *, alone: bool, features: bool) -> None:
         mistakes.append("model.kind is 'linear', which brings pictures and texts together; leave media.vectors empty")
     if config.text.encoder == "bag" and config.text.training == "end_to_end":
         mistakes.append("text.training is 'end_to_end', but a bag of words has nothing to learn; set it to 'cached'")
+    mistakes += _mistakes_of_labels(config.target, linear=linear)
     if alone and not linear:
         if transfer.rounds:
             mistakes.append(
@@ -315,6 +348,21 @@ def _check_settings(config: Config, *, alone: bool, features: bool) -> None:
         raise ConfigError("\n  ".join(["the settings do not go together:", *mistakes]) if mistakes[1:] else mistakes[0])
 
 
+def _mistakes_of_labels(target: TargetConfig, *, linear: bool) -> list[str]:
+    if target.labels == "known":
+        counted = f"target.clusters is {target.clusters}, but labels are known, so there are classes; set it to 0"
+        return [counted] if target.clusters else []
+    mistakes = []
+    if not linear:
+        mistakes.append(
+            "target.labels is 'unknown', and a network learns from labels; use the preset modern, or set model.kind to "
+            "'linear'"
+        )
+    if target.pairs_per_class:
+        mistakes.append("target.pairs_per_class chooses by label, but target.labels is 'unknown'; set it to 0")
+    return mistakes
+
+
 def _check_batches(config: Config) -> None:
     for section in (config.pretrain, config.transfer):
         parallel.own_rows(section.batch)  # refuses one that the processes cannot share
@@ -339,6 +387,11 @@ def _share_of(corpus: AnyCorpus, domain: str, config: Config, reporter: Reporter
         return _without(corpus, config.source.exclude)
     count = config.target.pairs_per_class
     return _few(corpus, count, config.seed, reporter) if count else corpus
+
+
+def _less_test(corpora: Mapping[str, AnyCorpus]) -> dict[str, AnyCorpus]:
+    """The corpora without their test pairs, so that nothing behind the plan can read one."""
+    return {name: only(corpus, lambda pair: pair.split != "test") for name, corpus in corpora.items()}
 
 
 def _without(corpus: AnyCorpus, labels: tuple[str, ...]) -> AnyCorpus:

@@ -27,6 +27,10 @@ MOST_BARS = 40  # classes that a plot of bars has room for
 MOST_CELLS = 60  # classes that a heat map has room for
 MOST_CONFUSED = 20
 
+_UNLABELLED = (
+    "The target's labels were unknown to the training; here they say what fits, and where there are none the partner "
+    "alone does, which makes average precision its reciprocal rank. "
+)
 _SHORT = {"image_to_text": "I → T", "text_to_image": "T → I"}
 _NAMES = {"model_t0": "no transfer", "last": "last round", "best": "best round"}
 
@@ -46,11 +50,15 @@ def write_run_report(run: Run, corpus: AnyCorpus, before: Answers, kept: Answers
     evaluation, metrics, rounds = run.evaluation, run.events("metrics"), run.events("selection")
     test, train = corpus.part("test"), corpus.part("train")
     networks = {"model_t0": before, evaluation["kept"]: kept}
+    labelled = run.config.target.labels == "known"  # else the model answers with clusters, which have no true class
     analysis = {
         "kept": evaluation["kept"],
         "test": [pair.id for pair in test],
         "networks": {
-            name: {**retrieval(said.vectors, test), "confusion": confusions(said.probability, corpus.labels, test)}
+            name: {
+                **retrieval(said.vectors, test),
+                **({"confusion": confusions(said.probability, corpus.labels, test)} if labelled else {}),
+            }
             for name, said in networks.items()
         },
         "selection": selection(rounds, train),
@@ -62,7 +70,7 @@ def write_run_report(run: Run, corpus: AnyCorpus, before: Answers, kept: Answers
         _validation(evaluation["validation"]),
         _precision_recall(analysis),
         *_by_class(analysis, corpus),
-        _confusion(analysis, corpus.labels),
+        *([_confusion(analysis, corpus.labels)] if labelled else []),
         *_selection(rounds, analysis["selection"], train),
         *_losses(metrics),
         *_galleries(test, kept.vectors, analysis),
@@ -99,6 +107,7 @@ def map_table(evaluation: dict[str, Any]) -> Table:
         ("target", "round", *map(_arrow, shown), "average", "95 %", "ties", "@50"),
         tuple(rows),
         "* is kept. "
+        + ("" if evaluation.get("labels", "known") == "known" else _UNLABELLED)
         + ("Image to text and text to image, mean" if shown else "Means over all directions; mean")
         + " average precision over the whole ranking by cosine. Round 0 is without transfer (a linear model has one "
         "more, which takes the source in); best is the one that validation chose. 95 %: bootstrap over pairs. Equal "

@@ -58,6 +58,11 @@ class Run:
         return bool(self.facts.get("state") == "complete")
 
     @property
+    def trial(self) -> bool:
+        """Whether it was trained to be judged on validation alone; then it has no models and read no test pair."""
+        return bool(self.facts.get("trial"))
+
+    @property
     def source(self) -> Path | None:
         """The source corpus; None where the target was trained alone."""
         facts = self.facts["source"]
@@ -75,7 +80,7 @@ class Run:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """MAP on validation and on test, as the training wrote it."""
+        """MAP on validation and on test, as the training wrote it; a trial has none on test."""
         try:
             value: dict[str, Any] = json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -105,6 +110,8 @@ class Run:
                 f"go on with: dckt-train --resume {self.path}"
             )
         folder = self.path / domain
+        if self.trial:
+            raise RunError(f"{self.path}: a trial, judged on validation alone; it has no models, so train anew")
         if not folder.exists():
             raise RunError(
                 f"{folder}: there is none; a target that was trained alone has no source, and a sweep deletes models "
@@ -167,6 +174,7 @@ def create_run(
     trunk: str | None,
     pretrained_from: str | None = None,
     taken_over: Sequence[str] = (),
+    trial: bool = False,
 ) -> Run:
     """Makes the folder of a new run.
 
@@ -178,6 +186,7 @@ def create_run(
         trunk: hash of the trunk; None where the corpora are ready features.
         pretrained_from: the run whose pretraining is taken over.
         taken_over: names of the checkpoints that are.
+        trial: see :func:`dckt_trainer.train.train`.
 
     Raises:
         RunError: the path is taken, or cannot be written.
@@ -196,6 +205,7 @@ def create_run(
             "trunk": trunk,
             "pretrained_from": pretrained_from,
             "taken_over": list(taken_over),
+            "trial": trial,
             "source": source,
             "target": target,
             "versions": {

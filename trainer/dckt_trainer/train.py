@@ -27,7 +27,7 @@ from dckt_trainer.data.features import default_cache
 from dckt_trainer.encoders import CommonSpace
 from dckt_trainer.evaluate import Answers, Evaluation, answers, evaluate, score
 from dckt_trainer.inputs import Inputs, prepare
-from dckt_trainer.linear import Fitted, fit_both, transfer_helps
+from dckt_trainer.linear import Fitted, default_clusters, fit_both, transfer_helps
 from dckt_trainer.media import in_words
 from dckt_trainer.model import DomainModel, save_model, save_network
 from dckt_trainer.network import DomainNetwork, copy_of
@@ -57,6 +57,7 @@ def train(
     on_bad_pair: OnBadPair = "raise",
     force: bool = False,
     pretrained_from: str | Path | None = None,
+    trial: bool = False,
     tensorboard: bool = False,
     reporter: Reporter | None = None,
 ) -> Run:
@@ -75,6 +76,9 @@ def train(
         pretrained_from: a run folder whose words, Word CNNs and pretrained networks are taken over; it must have been
             trained on the same corpora with the same settings, but for those of the joint stage. Where the target or
             what concerns the target alone differs as well, the source's half is taken over, if the words are the same.
+        trial: the run is to be compared with others, on validation alone. The test pairs are dropped when the corpora
+            have been checked, no models and no report are written, and evaluation.json has the average precision of
+            every validation pair in place of ``test``.
         tensorboard: the events also go to the run's folder ``tensorboard`` as they happen, for TensorBoard.
         reporter: told how far the work is.
 
@@ -96,6 +100,7 @@ def train(
             force=force,
             pretrained_from=pretrained_from,
             reporter=reporter,
+            trial=trial,
         )
         parallel.wait()  # until every process has looked at the folder
         with parallel.first_alone():
@@ -156,6 +161,7 @@ def _new_run(out: Path, plan: Plan) -> Run:
         trunk=plan.trunk.sha256 if plan.trunk else None,
         pretrained_from=str(plan.base.path.resolve()) if plan.base else None,
         taken_over=plan.taken,
+        trial=plan.trial,
     )
     if plan.base:
         _take_over(plan.base, run, plan)
@@ -215,7 +221,8 @@ class _Training:
         """Fits without and with the source; takes seconds, so there is nothing to go on with."""
         with parallel.first_alone():
             if not parallel.rank():
-                self._finish_linear(fit_both(inputs.pairs, len(self.corpora["target"].labels), self.reporter), inputs)
+                classes = len(self._class_names("target"))
+                self._finish_linear(fit_both(inputs.pairs, classes, self.reporter, labelled=self._labelled), inputs)
                 self.run.finish()
         return open_run(self.run.path)
 
@@ -408,13 +415,32 @@ class _Training:
 
     # -- the end -----------------------------------------------------------------------------------------------
 
+    @property
+    def _labelled(self) -> bool:
+        return self.config.target.labels == "known"
+
+    def _class_names(self, domain: str) -> tuple[str, ...]:
+        """Of a model's outputs; where the target's labels are unknown, clusters."""
+        if domain == "source" or self._labelled:
+            return self.corpora[domain].labels
+        count = self.config.target.clusters or default_clusters(len(self.corpora[domain].part("train")))
+        return tuple(f"cluster {number}" for number in range(1, count + 1))
+
+    @property
+    def _judge(self) -> str:
+        """The split that the end of the run is judged on."""
+        return "val" if self.plan.trial else "test"
+
     def _finish(self, joint: _Joint, inputs: Inputs) -> None:
-        """Reads the test split, once, for Model_t(0), the last and the best round; then writes models and report."""
+        """Reads the test split, once, for Model_t(0), the last and the best round; then writes models and report.
+
+        A trial reads validation in its place, and writes the figures alone.
+        """
         for network in joint.networks.values():
             network.forget_copies()
         joint.optimizer.zero_grad(set_to_none=True)
         joint.optimizer.state.clear()  # the three states below take the memory of gradients and momentum
-        pairs, paths = inputs.pairs["target.test"], self.run.checkpoints
+        pairs, paths = inputs.pairs[f"target.{self._judge}"], self.run.checkpoints
         last = {name: value.clone() for name, value in joint.target.state_dict().items()}
         states = {
             "model_t0": (0, load_tensors(paths / "target-0.safetensors"), paths / "target-0.safetensors"),
@@ -431,8 +457,9 @@ class _Training:
             tested[name] = number, answers(joint.target, pairs, self.device)
         keep = self.config.transfer.keep
         joint.target.load_state_dict(states[keep][1])
-        for domain, network in joint.networks.items():
-            self._save_model(domain, network, inputs)
+        if not self.plan.trial:
+            for domain, network in joint.networks.items():
+                self._save_model(domain, network, inputs)
         self._report(tested, keep, pairs)
 
     def _finish_linear(self, found: Sequence[Fitted], inputs: Inputs) -> None:
@@ -449,16 +476,31 @@ class _Training:
             event = {"stage": f"round/{number}", "validation": validation, "choice": asdict(one.choice)}
             self.run.log("metrics", event)
         last = len(found) - 1
-        best = last if transfer_helps(found, self.reporter) else 0
+        best = last if transfer_helps(found, self.reporter, labelled=self._labelled) else 0
         rounds = {"model_t0": 0, "last": last, "best": best}
         tested = {
-            name: (number, answers(found[number].model, part("test", number), cpu)) for name, number in rounds.items()
+            name: (number, answers(found[number].model, part(self._judge, number), cpu))
+            for name, number in rounds.items()
         }
-        self._write_model("target", found[best].model, inputs, inputs.readers.get(readers[best]))
-        self._report(tested, "best", part("test", best))
+        if not self.plan.trial:
+            self._write_model("target", found[best].model, inputs, inputs.readers.get(readers[best]))
+        self._report(tested, "best", part(self._judge, best))
 
     def _report(self, tested: Mapping[str, tuple[int, Answers]], keep: str, pairs: PairSet) -> None:
         """Writes the evaluation of models, given their rounds and what they say of the test pairs, and the report."""
+        validation = [
+            {"round": int(event["stage"].removeprefix("round/")), **event["validation"]}
+            for event in self.run.events("metrics")
+            if "validation" in event
+        ]
+        outcome: dict[str, Any] = {"kept": keep, "labels": self.config.target.labels, "validation": validation}
+        if self.plan.trial:
+            outcome["trial"] = {
+                name: {"round": number, "per_pair": score(said.vectors, pairs).per_pair.tolist()}
+                for name, (number, said) in tested.items()
+            }
+            atomic_write(self.run.path / "evaluation.json", json.dumps(outcome, indent=1))
+            return
         test: dict[str, Any] = {"pairs": len(pairs)}
         for name, (number, said) in tested.items():
             test[name] = {
@@ -466,12 +508,7 @@ class _Training:
                 **map_figures(score(said.vectors, pairs)),
                 "average_at_50": score(said.vectors, pairs, cut=50).average,
             }
-        validation = [
-            {"round": int(event["stage"].removeprefix("round/")), **event["validation"]}
-            for event in self.run.events("metrics")
-            if "validation" in event
-        ]
-        outcome = {"kept": keep, "validation": validation, "test": test}
+        outcome["test"] = test
         atomic_write(self.run.path / "evaluation.json", json.dumps(outcome, indent=1))
         write_run_report(self.run, self.corpora["target"], tested["model_t0"][1], tested[keep][1])
 
@@ -480,7 +517,7 @@ class _Training:
         self._write_model(domain, network, inputs, cast("WordCNN | WordBag | None", front))
 
     def _write_model(self, domain: str, network: CommonSpace, inputs: Inputs, reader: WordCNN | WordBag | None) -> None:
-        folder, labels = self.run.path / domain, self.corpora[domain].labels
+        folder, labels = self.run.path / domain, self._class_names(domain)
         if self.plan.trunk is None or inputs.vocabulary is None or reader is None:
             save_network(network, labels, folder)
             return

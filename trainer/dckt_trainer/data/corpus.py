@@ -7,7 +7,7 @@ that it names. The manifest has one pair a row and these columns; others are ign
 id        text, not empty, different in every row
 image     path of the picture, relative to the folder of the manifest and inside it
 text      text with at least one word; several captions are joined by newlines
-label     the class, as text or integer, not empty
+label     the class, as text or integer, not empty unless the reader is told that labels are unknown
 split     ``train``, ``val`` or ``test``; absent from every row, or from none
 ========  =========================================================================================
 
@@ -21,6 +21,9 @@ same ids, labels and seed give the same split on every machine, whatever the ord
 of the pictures.
 
 A label with a single train pair is allowed, and named by :attr:`Corpus.warnings`.
+
+Where labels are unknown, a pair without one has a label of its own, so that nothing but its partner fits an item; and
+the split is made without regard to labels.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ from dckt.preprocessing import decode_image, tokenize
 Split: TypeAlias = Literal["train", "val", "test"]
 OnBadPair: TypeAlias = Literal["raise", "skip"]
 CheckImages: TypeAlias = Literal["decode", "exists"]
+Labels: TypeAlias = Literal["known", "unknown"]
 Progress: TypeAlias = Callable[[int, int], None]
 
 COLUMNS = ("id", "image", "text", "label")
@@ -131,7 +135,7 @@ class Corpus:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The labels of the train pairs, sorted. A label's place is its class number."""
+        """The labels, sorted. A label's place is its class number."""
         return labels_of(self.pairs)
 
     @cached_property
@@ -155,6 +159,7 @@ def read_corpus(
     path: str | os.PathLike[str],
     *,
     vectors: Sequence[str] = (),
+    labels: Labels = "known",
     on_bad_pair: OnBadPair = "raise",
     check_images: CheckImages = "decode",
     split_seed: int = 0,
@@ -165,6 +170,7 @@ def read_corpus(
     Args:
         path: a folder with one manifest, or a manifest itself (``.jsonl``, ``.csv`` or ``.parquet``).
         vectors: names of the media to read beside pictures and texts.
+        labels: ``"unknown"`` takes pairs without a label, or with one that no train pair has.
         on_bad_pair: ``"raise"`` lists the mistakes of all rows in one error; ``"skip"`` leaves the bad rows
             out and records them in :attr:`Corpus.skipped`. Of rows with the same id the first one counts.
         check_images: ``"decode"`` decodes every picture, ``"exists"`` only looks for the files.
@@ -178,20 +184,23 @@ def read_corpus(
         ConfigError: an argument with a value that is not offered.
         MissingExtraError: a Parquet manifest, and pyarrow is not installed.
     """
+    _one_of("labels", labels, get_args(Labels))
     _one_of("on_bad_pair", on_bad_pair, get_args(OnBadPair))
     _one_of("check_images", check_images, get_args(CheckImages))
     manifest = _manifest(Path(path).resolve())
     root = manifest.parent
     unit = "row" if manifest.suffix == ".parquet" else "line"
     try:
-        rows = [_row(place, raw, root) for place, raw in _READERS[manifest.suffix](manifest)]
+        required = COLUMNS if labels == "known" else tuple(name for name in COLUMNS if name != "label")
+        found = _READERS[manifest.suffix](manifest, required)
+        rows = [_row(place, raw, root, known=labels == "known") for place, raw in found]
     except OSError as error:
         raise CorpusError(f"{manifest}: cannot be read ({error}); check the file") from error
     if not rows:
         raise CorpusError(f"{manifest}: holds no pair; expected one a row")
     arrays = {medium: _vectors(manifest, medium, rows) for medium in vectors}
     _check_ids(rows, unit)
-    _check_splits(rows, split_seed)
+    _check_splits(rows, split_seed, by_label=labels == "known")
     _check_images(rows, root, check_images, progress)
 
     mistakes = tuple(f"{unit} {row.place}: {fault}" for row in rows for fault in row.faults)
@@ -209,7 +218,7 @@ def read_corpus(
     )
     if not pairs:
         raise CorpusError(f"{manifest}: none of {len(rows)} pairs can be used", mistakes)
-    check_labels(manifest, pairs)
+    check_labels(manifest, pairs, labels)
     return Corpus(root.name, root, pairs, mistakes)
 
 
@@ -228,8 +237,8 @@ def ranked(labels: Iterable[tuple[str, str]], salt: str) -> Iterator[list[str]]:
 
 
 def labels_of(pairs: Iterable[Labelled]) -> tuple[str, ...]:
-    """The labels of the train pairs, sorted."""
-    return tuple(sorted({pair.label for pair in pairs if pair.split == "train"}))
+    """The labels, sorted; all of them have train pairs, but where labels are unknown."""
+    return tuple(sorted({pair.label for pair in pairs}))
 
 
 def warnings_of(pairs: Sequence[Labelled]) -> tuple[str, ...]:
@@ -241,8 +250,13 @@ def warnings_of(pairs: Sequence[Labelled]) -> tuple[str, ...]:
     return (*empty, *([f"labels with a single train pair: {_named(single)}"] if single else []))
 
 
-def check_labels(manifest: Path, pairs: Sequence[Labelled]) -> None:
-    """Checks that the train pairs can teach every label.
+def own_label(key: str) -> str:
+    """The label of a pair that has none, from its id."""
+    return f"pair {key}"
+
+
+def check_labels(manifest: Path, pairs: Sequence[Labelled], labels: Labels) -> None:
+    """Checks that the train pairs can teach every label; where labels are unknown, that there are some.
 
     Raises:
         CorpusError: there are no train pairs, fewer than two labels have some, or a label of val or test has none.
@@ -250,6 +264,8 @@ def check_labels(manifest: Path, pairs: Sequence[Labelled]) -> None:
     counts = {split: Counter(pair.label for pair in pairs if pair.split == split) for split in SPLITS}
     if not counts["train"]:
         raise CorpusError(f"{manifest}: none of {len(pairs)} usable pairs has split 'train'; expected some")
+    if labels == "unknown":
+        return
     mistakes = [
         f"label {label!r} has {counts['val'][label]} val and {counts['test'][label]} test pairs, but no train pair"
         for label in sorted((counts["val"].keys() | counts["test"].keys()) - counts["train"].keys())
@@ -287,7 +303,7 @@ def _manifest(path: Path) -> Path:
     return path
 
 
-def _read_jsonl(path: Path) -> Iterator[_Raw]:
+def _read_jsonl(path: Path, _required: Sequence[str]) -> Iterator[_Raw]:
     for place, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -301,7 +317,7 @@ def _read_jsonl(path: Path) -> Iterator[_Raw]:
             yield place, value if isinstance(value, dict) else f"not a JSON object but {_kind(value)}"
 
 
-def _read_csv(path: Path) -> Iterator[_Raw]:
+def _read_csv(path: Path, required: Sequence[str]) -> Iterator[_Raw]:
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -319,7 +335,7 @@ def _read_csv(path: Path) -> Iterator[_Raw]:
                 continue
             if header is None:
                 header = cells
-                _check_header(path, header)
+                _check_header(path, header, required)
             elif len(cells) != len(header):
                 yield place, f"has {len(cells)} cells; the header has {len(header)}"
             else:
@@ -328,7 +344,7 @@ def _read_csv(path: Path) -> Iterator[_Raw]:
         yield start, f"not CSV ({error}); nothing behind it was read"
 
 
-def _read_parquet(path: Path) -> Iterator[_Raw]:
+def _read_parquet(path: Path, required: Sequence[str]) -> Iterator[_Raw]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -337,37 +353,40 @@ def _read_parquet(path: Path) -> Iterator[_Raw]:
     try:
         with pq.ParquetFile(path) as file:
             names: list[str] = file.schema_arrow.names
-            _check_header(path, names)
+            _check_header(path, names, required)
             rows: list[dict[str, Any]] = file.read([n for n in (*COLUMNS, "split") if n in names]).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: not a Parquet file that can be read ({error})") from error
     yield from enumerate(rows, start=1)
 
 
-_READERS: Mapping[str, Callable[[Path], Iterator[_Raw]]] = {
+_READERS: Mapping[str, Callable[[Path, Sequence[str]], Iterator[_Raw]]] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
 
 
-def _check_header(path: Path, names: Sequence[str]) -> None:
-    missing = [name for name in COLUMNS if name not in names]
+def _check_header(path: Path, names: Sequence[str], required: Sequence[str]) -> None:
+    missing = [name for name in required if name not in names]
     twice = [name for name in (*COLUMNS, "split") if names.count(name) > 1]
     if missing or twice:
         wrong = " and ".join(
             f"{what} {_named(columns)}" for what, columns in (("lacks", missing), ("repeats", twice)) if columns
         )
         raise CorpusError(
-            f"{path}: the header {wrong}; expected the columns {', '.join(COLUMNS)} and, unless the split "
+            f"{path}: the header {wrong}; expected the columns {', '.join(required)} and, unless the split "
             "is to be made, split"
         )
 
 
-def _row(place: int, raw: Mapping[str, object] | str, root: Path) -> _Row:
+def _row(place: int, raw: Mapping[str, object] | str, root: Path, *, known: bool) -> _Row:
     """Checks what a row says by itself; the picture's content, ids and splits are checked over all rows."""
     if isinstance(raw, str):
         return _Row(place, faults=[raw])
+    label = raw.get("label")
+    if not known and (label is None or (isinstance(label, str) and not label.strip())):
+        raw = {**raw, "label": own_label(str(raw.get("id")))}
     row = _Row(place, has_split=raw.get("split") not in (None, ""))
     for name in (*COLUMNS, "split") if row.has_split else COLUMNS:
         value = raw.get(name)
@@ -410,7 +429,7 @@ def _check_ids(rows: Iterable[_Row], unit: str) -> None:
             row.faults.append(f"id {key!r} is that of {unit} {first[key]} already")
 
 
-def _check_splits(rows: Sequence[_Row], seed: int) -> None:
+def _check_splits(rows: Sequence[_Row], seed: int, *, by_label: bool) -> None:
     """Makes the split where no row has one; otherwise a row without one is bad."""
     if any(row.has_split for row in rows):
         for row in rows:
@@ -420,7 +439,7 @@ def _check_splits(rows: Sequence[_Row], seed: int) -> None:
     labels: dict[str, str] = {}
     for row in rows:
         if "id" in row.fields and "label" in row.fields:
-            labels.setdefault(row.fields["id"], row.fields["label"])
+            labels.setdefault(row.fields["id"], row.fields["label"] if by_label else "")
     splits: dict[str, Split] = {}
     for ids in ranked(labels.items(), f"split:{seed}"):
         tenth = (len(ids) + 5) // 10

@@ -10,7 +10,7 @@ key           array, N rows; in brackets the name that is looked for where the a
 image         (N, F) numbers (``image``, else the only array of that shape whose name begins with ``image``)
 text          (N, G) numbers (``text``, else likewise)
 MEDIUM        likewise, of each other medium that a training asks for, such as ``audio``
-labels        (N,) text or integers (``labels``)
+labels        (N,) text or integers (``labels``; may be absent where the reader is told that labels are unknown)
 class_names   (C,) text, the names of integer labels that count from 0 (``class_names``; may be absent)
 ids           (N,) text or integers, all different (``ids``; where absent, the number of the row)
 split         (N,) ``train``, ``val`` or ``test`` (``split``; where absent, every row is ``train``)
@@ -40,7 +40,17 @@ from numpy.typing import NDArray
 
 from dckt.errors import CorpusError
 from dckt.features import described, float32_rows
-from dckt_trainer.data.corpus import SPLITS, Corpus, OnBadPair, Split, check_labels, labels_of, warnings_of
+from dckt_trainer.data.corpus import (
+    SPLITS,
+    Corpus,
+    Labels,
+    OnBadPair,
+    Split,
+    check_labels,
+    labels_of,
+    own_label,
+    warnings_of,
+)
 from dckt_trainer.media import MEDIA
 
 KEYS = ("labels", "class_names", "ids", "split", *SPLITS)  # and the media
@@ -102,7 +112,7 @@ class FeatureCorpus:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The labels of the train pairs, sorted. A label's place is its class number."""
+        """The labels, sorted. A label's place is its class number."""
         return labels_of(self.pairs)
 
     @cached_property
@@ -131,13 +141,18 @@ def is_feature_corpus(path: str | os.PathLike[str]) -> bool:
 
 
 def read_feature_corpus(
-    path: str | os.PathLike[str], *, vectors: Sequence[str] = (), on_bad_pair: OnBadPair = "raise"
+    path: str | os.PathLike[str],
+    *,
+    vectors: Sequence[str] = (),
+    labels: Labels = "known",
+    on_bad_pair: OnBadPair = "raise",
 ) -> FeatureCorpus:
     """Reads and checks a file of ready features as a whole.
 
     Args:
         path: the file, and maybe behind a colon names of arrays: ``features.npz:image=sift,val=rows_of_val``.
         vectors: names of the media to read beside ``image`` and ``text``.
+        labels: ``unknown`` takes rows without a label, each of which has then one of its own.
         on_bad_pair: ``raise`` lists the mistakes of all rows in one error; ``skip`` leaves the bad rows out and records
             them in :attr:`FeatureCorpus.skipped`. Of rows with the same id the first one counts.
 
@@ -152,7 +167,7 @@ def read_feature_corpus(
         if not zipfile.is_zipfile(file):
             raise ValueError("there is no such file, or it is another kind of file")
         with np.load(file, allow_pickle=False) as arrays:
-            return _Reader(file, arrays, names).read(media, on_bad_pair)
+            return _Reader(file, arrays, names, labels).read(media, on_bad_pair)
     except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
         if isinstance(error, CorpusError):
             raise
@@ -186,8 +201,10 @@ def _parts(path: str | os.PathLike[str], keys: Sequence[str]) -> tuple[Path, dic
 class _Reader:
     """Takes the arrays of a file apart; gathers what is wrong with single rows."""
 
-    def __init__(self, file: Path, arrays: Mapping[str, NDArray[Any]], names: Mapping[str, str]) -> None:
-        self.file, self.held, self.names = file, sorted(arrays), names
+    def __init__(
+        self, file: Path, arrays: Mapping[str, NDArray[Any]], names: Mapping[str, str], labels: Labels
+    ) -> None:
+        self.file, self.held, self.names, self.labels = file, sorted(arrays), names, labels
         self.load = cache(arrays.__getitem__)  # each access would decompress the array again
         self.faults: dict[int, list[str]] = {}
 
@@ -197,7 +214,8 @@ class _Reader:
         for medium, rows in features.items():
             if len(rows) != count:
                 raise self._error(f"there are {count} rows of image features and {len(rows)} of {medium} features")
-        labels, ids, splits = self._labels(count), self._ids(count), self._splits(count)
+        ids, splits = self._ids(count), self._splits(count)
+        labels = self._labels(count, ids)
         mistakes = tuple(f"row {row}: {fault}" for row in sorted(self.faults) for fault in self.faults[row])
         if mistakes and on_bad_pair == "raise":
             raise CorpusError(
@@ -212,7 +230,7 @@ class _Reader:
         )
         if not pairs:
             raise CorpusError(f"{self.file}: none of {count} rows can be used", mistakes)
-        check_labels(self.file, pairs)
+        check_labels(self.file, pairs, self.labels)
         return FeatureCorpus(self.file.stem, self.file, features, pairs, mistakes)
 
     def _features(self, medium: str) -> NDArray[np.float32]:
@@ -231,15 +249,17 @@ class _Reader:
             self._fault(row, f"the {medium} features hold a number that is not finite")
         return rows
 
-    def _labels(self, count: int) -> list[str]:
-        labels = self._column("labels", count)
+    def _labels(self, count: int, ids: Sequence[str]) -> list[str]:
+        labels = self._column("labels", count, may_lack=self.labels == "unknown")
+        if labels is None and self.labels == "unknown":
+            return [own_label(key) for key in ids]
         if labels is None:
             raise self._error("there are no labels; name an array with labels=ARRAY")
         names = self._array("class_names")
         if names is None or self.load(self.names.get("labels", "labels")).dtype.kind == "U":
             if "class_names" in self.names:
                 raise self._error("class_names are of integer labels, and the labels are texts; leave class_names out")
-            return labels
+            return [label if label.strip() else own_label(key) for label, key in zip(labels, ids, strict=True)]
         if names.ndim != 1 or names.dtype.kind != "U" or len(set(names.tolist())) < len(names):
             raise self._error(f"class_names is {described(names)}; expected different names")
         for row, label in enumerate(labels):
@@ -286,7 +306,7 @@ class _Reader:
             raise self._error(f"the rows of {split} are {described(rows)}; expected numbers from 0 to {count - 1}")
         return [int(row) for row in rows]
 
-    def _column(self, key: str, count: int) -> list[str] | None:
+    def _column(self, key: str, count: int, *, may_lack: bool = False) -> list[str] | None:
         """An array of text or integers, as text."""
         array = self._array(key)
         if array is None:
@@ -295,7 +315,7 @@ class _Reader:
             raise self._error(f"{key} is {described(array)}; expected {count} texts or integers, one for each row")
         values = [str(value) for value in array.tolist()]
         for row, value in enumerate(values):
-            if not value.strip():
+            if not value.strip() and not may_lack:
                 self._fault(row, f"{key} is empty")
         return values
 

@@ -17,13 +17,27 @@ compared by
 
 which is the cosine of all three, one behind the other. m = 0 leaves the source out.
 
+Where the target's labels are unknown, its pairs take the place of classes in C_it, and clusters of them that of the
+prototypes (:mod:`dckt_trainer.linear.unlabelled`); there are no regressions.
+
 Shape letters: N pairs, F features of a medium, R of them after reduction, D dimensions of the space, C classes.
 """
 
 from __future__ import annotations
 
 from dckt_trainer.linear.choose import fit_both, transfer_helps
+from dckt_trainer.linear.clusters import default_clusters
 from dckt_trainer.linear.fit import Choice, Fitted, fit_linear
 from dckt_trainer.linear.model import LinearModel
+from dckt_trainer.linear.unlabelled import fit_unlabelled
 
-__all__ = ["Choice", "Fitted", "LinearModel", "fit_both", "fit_linear", "transfer_helps"]
+__all__ = [
+    "Choice",
+    "Fitted",
+    "LinearModel",
+    "default_clusters",
+    "fit_both",
+    "fit_linear",
+    "fit_unlabelled",
+    "transfer_helps",
+]

@@ -93,8 +93,8 @@ def fit_linear(
         source: labelled pairs of another collection, their features made in the same way.
         advance: told of each of the :func:`steps` analyses that is done.
     """
-    data = _Data.of(train, validation, source)
-    best: _Candidate | None = None
+    data = Data.of(train, validation, source)
+    best: Candidate | None = None
     for mass in MASSES if source else (0.0,):
         mixed = data.target.mixed(data.source, mass)
         for ridge in RIDGES:
@@ -104,7 +104,7 @@ def fit_linear(
             advance(1)
     assert best is not None  # noqa: S101 - there is no empty grid
     best = _with_regressions(best, data, classes)
-    return Fitted(_model(data.bases, best), best.choice, best.per_pair)
+    return Fitted(to_model(data.bases, best), best.choice, best.per_pair)
 
 
 def steps(*, source: bool) -> int:
@@ -188,7 +188,7 @@ def _whitening(covariance: Matrix, ridge: float) -> Matrix:
 
 
 @dataclass(frozen=True)
-class _Data:
+class Data:
     """What every candidate is made of and judged on; sequences are of images and of texts."""
 
     bases: Sequence[Basis]
@@ -200,7 +200,8 @@ class _Data:
     relevant: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, train: PairSet, validation: PairSet, source: PairSet | None) -> _Data:
+    def of(cls, train: PairSet, validation: PairSet, source: PairSet | None) -> Data:
+        """Bases of the media, and everything in them."""
         bases = [
             fit_basis(_rows(train, medium), _rows(source, medium) if source else None, standardise=medium == "image")
             for medium in MEDIA
@@ -215,7 +216,9 @@ class _Data:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class Candidate:
+    """A model before it is made into one, with what it came to on validation."""
+
     choice: Choice
     space: Sequence[Matrix]  # (R, D) of each medium
     prototypes: Matrix  # (C, D)
@@ -224,7 +227,7 @@ class _Candidate:
     regressions: Sequence[Regression] = ()
 
 
-def _candidates(analysis: _Analysis, data: _Data, choice: Choice, classes: int) -> Iterator[_Candidate]:
+def _candidates(analysis: _Analysis, data: Data, choice: Choice, classes: int) -> Iterator[Candidate]:
     for power in POWERS:
         space = analysis.weighted(power)
         means = [class_means(unit(rows @ to), data.labels, classes) for rows, to in zip(data.rows, space, strict=True)]
@@ -237,27 +240,28 @@ def _candidates(analysis: _Analysis, data: _Data, choice: Choice, classes: int) 
             for share in SHARES:
                 scores = share * alike + (1 - share) * near
                 chosen = replace(choice, power=power, temperature=temperature, share=share)
-                yield _Candidate(chosen, space, prototypes, scores, _per_pair(scores, data))
+                yield Candidate(chosen, space, prototypes, scores, per_pair(scores, data))
 
 
-def _with_regressions(best: _Candidate, data: _Data, classes: int) -> _Candidate:
+def _with_regressions(best: Candidate, data: Data, classes: int) -> Candidate:
     """The best pair of regressions by themselves, and then their share beside the rest."""
     paths = [regressions(rows, data.labels, classes, STRENGTHS) for rows in data.rows]
     likely = [[unit(one.probabilities(rows)) for one in path] for path, rows in zip(paths, data.asked, strict=True)]
     tables = {(i, t): likely[0][i] @ likely[1][t].T for i, t in product(range(len(STRENGTHS)), range(len(STRENGTHS)))}
-    image, text = max(tables, key=lambda places: float(_per_pair(tables[places], data).mean()))
+    image, text = max(tables, key=lambda places: float(per_pair(tables[places], data).mean()))
     chosen = replace(best.choice, strengths=(STRENGTHS[image], STRENGTHS[text]))
     best = replace(best, choice=chosen, regressions=(paths[0][image], paths[1][text]))
     for share in SHARES[1:]:
         scores = share * tables[image, text] + (1 - share) * best.scores
-        found = _per_pair(scores, data)
+        found = per_pair(scores, data)
         if found.mean() > best.per_pair.mean():
             # The scores stay those of the rest, with which each share is mixed.
             best = replace(best, choice=replace(chosen, regression_share=share), per_pair=found)
     return best
 
 
-def _per_pair(scores: Matrix, data: _Data) -> Matrix:
+def per_pair(scores: Matrix, data: Data) -> Matrix:
+    """(N,) AP of each validation pair, the mean of its two items as queries, given scores of images by texts."""
     found = [average_precision(table, data.relevant).expected for table in (scores, scores.T)]
     mean: Matrix = np.mean(found, axis=0)
     return mean
@@ -274,7 +278,8 @@ def _rows(pairs: PairSet, medium: str) -> Matrix:
     return pairs.features[medium].numpy().astype(np.float64)
 
 
-def _model(bases: Sequence[Basis], chosen: _Candidate) -> LinearModel:
+def to_model(bases: Sequence[Basis], chosen: Candidate) -> LinearModel:
+    """The model of a candidate, whose regressions are there."""
     maps = dict(zip(MEDIA, (basis.affine(to) for basis, to in zip(bases, chosen.space, strict=True)), strict=True))
     classes, width = chosen.prototypes.shape
     model = LinearModel({medium: len(weight) for medium, (weight, _) in maps.items()}, width, classes)
