@@ -13,7 +13,8 @@ import torch
 from dckt_trainer.checkpoint import load_tensors
 from dckt_trainer.runs import open_run
 
-KILLS = 20
+KILLS, MOST = 20, 100
+MET = {"joint", "source-part"}  # checkpoints of rounds and of pretraining, into both of which kills have to fall
 LONGER = [
     "pretrain.source_epochs=60",
     "pretrain.target_epochs=60",
@@ -60,7 +61,7 @@ def killed_after(seconds, code):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_twenty_kills_at_random_moments(corpora, cache, small, tmp_path):
+def test_twenty_kills_or_more_at_random_moments(corpora, cache, small, tmp_path):
     SERVER.set_forkserver_preload(["dckt_trainer.train"])
     settings = [*small, *LONGER]
     given = {"source": str(corpora / "source"), "target": str(corpora / "target"), "settings": settings}
@@ -75,7 +76,7 @@ def test_twenty_kills_at_random_moments(corpora, cache, small, tmp_path):
     length = time.perf_counter() - started
     moments = random.Random(7)
     kills, runs, stages = 0, 0, set()
-    while kills < KILLS:
+    while kills < KILLS or (not stages >= MET and kills < MOST):
         out = tmp_path / f"run{runs}"
         runs += 1
         done = False
@@ -88,7 +89,7 @@ def test_twenty_kills_at_random_moments(corpora, cache, small, tmp_path):
                 done = True
         same(tmp_path / "whole", out)
     print(f"{kills} kills over {runs} runs of {length:.1f} s; checkpoints that were met: {sorted(stages)}")
-    assert {"joint", "source-part"} <= stages  # kills fell into rounds and into pretraining
+    assert stages >= MET
 
 
 def same(whole, killed):
