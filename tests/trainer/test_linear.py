@@ -13,7 +13,7 @@ from dckt_trainer.config import load_config
 from dckt_trainer.estimate import estimate
 from dckt_trainer.evaluate import evaluate, represent
 from dckt_trainer.linear import fit_both, fit_linear, transfer_helps
-from dckt_trainer.linear.basis import fit_basis, leading
+from dckt_trainer.linear.basis import fit_basis, leading, svd
 from dckt_trainer.linear.fit import _Covariances, class_means
 from dckt_trainer.linear.regression import regressions
 from dckt_trainer.pairs import PairSet
@@ -75,6 +75,25 @@ def test_correlations_are_those_of_cca(source):
     np.testing.assert_allclose(here.correlations[:5], there.correlations, rtol=1e-9)
     np.testing.assert_allclose(np.abs(here.image[:, :5]), np.abs(there.image_projection), atol=1e-9)
     np.testing.assert_allclose(np.abs(here.text[:, :5]), np.abs(there.text_projection), atol=1e-9)
+
+
+def test_a_decomposition_that_does_not_converge_is_made_in_another_way(monkeypatch):
+    matrix = np.random.default_rng(0).normal(size=(7, 5))
+    expected = np.linalg.svd(matrix, full_matrices=False)
+
+    def failing(*args, **options):
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(np.linalg, "svd", failing)
+    left, values, right = svd(matrix)
+    np.testing.assert_allclose(values, expected[1], rtol=1e-12)
+    np.testing.assert_allclose(left * values @ right, matrix, atol=1e-12)
+
+
+def test_one_pair_of_each_class_is_no_mistake():
+    rows = np.random.default_rng(0).normal(size=(6, 4))
+    (found,) = regressions(rows, np.arange(6), 6, [100.0])
+    assert found.probabilities(rows).argmax(1).tolist() == list(range(6))
 
 
 def test_coordinates_are_weighted_by_their_correlations():

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dckt.errors import ConfigError
 from dckt_trainer.baselines.checks import Matrix, checked_pairs, checked_rows
+from dckt_trainer.linear.basis import svd
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def fit_cca(image: ArrayLike, text: ArrayLike, components: int, regularisation: 
     image_whitening = _whitening(images, regularisation, "image")
     text_whitening = _whitening(texts, regularisation, "text")
     across = images.T @ texts / (len(images) - 1)
-    left, correlations, right = np.linalg.svd(image_whitening @ across @ text_whitening, full_matrices=False)
+    left, correlations, right = svd(image_whitening @ across @ text_whitening)
     return CCA(
         image_mean,
         text_mean,

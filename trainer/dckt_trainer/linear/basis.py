@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 
@@ -93,6 +94,18 @@ def leading(rows: Matrix, count: int) -> Matrix:
         directions = own[:, ::-1][:, :count]
     kept: Matrix = directions[:, strengths > strengths.max(initial=0) * 1e-4]
     return kept
+
+
+def svd(matrix: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+    """U (R, D), the singular values (D,), falling, and V' (D, R') of a finite matrix (R, R').
+
+    LAPACK's divide and conquer, which is quick, fails to converge on a rare matrix; then the older method serves.
+    """
+    try:
+        return np.linalg.svd(matrix, full_matrices=False)
+    except np.linalg.LinAlgError:
+        left, values, right = scipy.linalg.svd(matrix, full_matrices=False, lapack_driver="gesvd")
+        return left, values, right
 
 
 def _length(rows: Matrix) -> float:

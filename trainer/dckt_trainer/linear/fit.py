@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dckt.metrics import average_precision
-from dckt_trainer.linear.basis import SOURCE_DIRECTIONS, TARGET_DIRECTIONS, Basis, Matrix, fit_basis
+from dckt_trainer.linear.basis import SOURCE_DIRECTIONS, TARGET_DIRECTIONS, Basis, Matrix, fit_basis, svd
 from dckt_trainer.linear.model import LinearModel
 from dckt_trainer.linear.regression import Regression, regressions, softmax
 from dckt_trainer.pairs import PairSet
@@ -145,7 +145,7 @@ class _Covariances:
 
     def correlate(self, ridge: float) -> _Analysis:
         image, text = _whitening(self.image, ridge), _whitening(self.text, ridge)
-        left, correlations, right = np.linalg.svd(image @ self.across @ text, full_matrices=False)
+        left, correlations, right = svd(image @ self.across @ text)
         return _Analysis(image @ left, text @ right.T, correlations)
 
 

@@ -46,6 +46,7 @@ def _path(rows: Matrix, labels: NDArray[np.int64], classes: int, strengths: Sequ
         model.set_params(C=strength)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.filterwarnings("ignore", "The number of unique classes")  # one pair a class is no mistake
             model.fit(rows, codes)
         weight, bias = np.zeros((rows.shape[1], classes)), np.full(classes, NEVER)
         # Of two classes there is one row, that of the second against the first.
