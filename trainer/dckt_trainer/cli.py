@@ -16,6 +16,7 @@ from dckt.console import run as run_app
 from dckt.errors import ConfigError
 from dckt_trainer.commands import advise, import_corpus, sweep, tensorboard
 from dckt_trainer.commands import dry_run as dry_run_command
+from dckt_trainer.commands.options import BadPairs, Cache, Device, read_bad_pairs
 from dckt_trainer.config import dump_config, load_config, preset_names
 from dckt_trainer.memory import keep_freed_memory
 from dckt_trainer.progress import Bars, Silent, counted
@@ -75,12 +76,9 @@ def train_command(
             "on another target, the source's half."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Folder of cached image features. Unless given, $DCKT_CACHE, else ~/.cache/dckt."),
-    ] = None,
-    on_bad_pair: Annotated[str, typer.Option(help="raise lists all bad pairs; skip leaves them out.")] = "raise",
+    device: Device = "auto",
+    cache: Cache = None,
+    on_bad_pair: BadPairs = "raise",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run folder.")] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves into the run folder while it trains, for TensorBoard.")
@@ -129,12 +127,10 @@ def train_command(
         return
     if target is None or (out is None and not dry_run):
         raise ConfigError("a training needs --source, --target and --out; see dckt-train --help")
-    if on_bad_pair not in ("raise", "skip"):
-        raise ConfigError(f"--on-bad-pair is {on_bad_pair!r}; expected raise or skip")
     how: dict[str, Any] = {
         "device": device,
         "cache": cache,
-        "on_bad_pair": on_bad_pair,
+        "on_bad_pair": read_bad_pairs(on_bad_pair),
         "force": force,
         "pretrained_from": pretrained_from,
         "reporter": reporter,

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dckt.errors import ConfigError
+from dckt_trainer.commands.options import BadPairs, Cache, Device, read_bad_pairs
 from dckt_trainer.progress import Bars, Silent
 
 EXAMPLES = """
@@ -41,20 +41,16 @@ def advise_command(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Setting of all candidates; repeatable."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Folder of cached image features. Unless given, $DCKT_CACHE, else ~/.cache/dckt."),
-    ] = None,
-    on_bad_pair: Annotated[str, typer.Option(help="raise lists all bad pairs; skip leaves them out.")] = "raise",
+    device: Device = "auto",
+    cache: Cache = None,
+    on_bad_pair: BadPairs = "raise",
     as_json: Annotated[bool, typer.Option("--json", help="Print the advice as JSON, no progress.")] = False,
 ) -> None:
     """Trains what is quick to train on your corpora, and says which method to use and what the source brings."""
     from dckt_trainer.advise import COLUMNS, NOTE, paragraphs, rows, seconds_of
 
     seconds = seconds_of(budget)
-    if on_bad_pair not in ("raise", "skip"):
-        raise ConfigError(f"--on-bad-pair is {on_bad_pair!r}; expected raise or skip")
+    bad_pairs = read_bad_pairs(on_bad_pair)
     # PyTorch takes seconds to load; --help does not need it.
     from dckt_trainer.advise_run import advise
     from dckt_trainer.sweep_jobs import Options
@@ -66,7 +62,7 @@ def advise_command(
         budget=seconds,
         seeds=seeds,
         changes=changes or [],
-        options=Options(device, cache, "skip" if on_bad_pair == "skip" else "raise"),
+        options=Options(device, cache, bad_pairs),
         reporter=Silent() if as_json else Bars(),
     )
     if as_json:

@@ -7,6 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
+from dckt_trainer.commands.options import BadPairs
 from dckt_trainer.data.adapters import FORMATS, Format, import_corpus
 from dckt_trainer.data.corpus import OnBadPair
 from dckt_trainer.progress import Bars, counted
@@ -28,7 +29,7 @@ def import_command(
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy the pictures. Unless given, they are hard-linked where that works.")
     ] = False,
-    on_bad_pair: Annotated[str, typer.Option(help="raise lists all bad pairs; skip leaves them out.")] = "raise",
+    on_bad_pair: BadPairs = "raise",
     concepts: Annotated[
         str | None, typer.Option(help="For nus-wide-10k: other classes, joined by commas, like sky,water.")
     ] = None,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dckt.errors import ConfigError, RunError
+from dckt_trainer.commands.options import BadPairs, Cache, Device, read_bad_pairs
 from dckt_trainer.progress import Bars
 from dckt_trainer.sweep import grid_sweep, read_sweep, sweep_names
 
@@ -53,18 +54,14 @@ def sweep_command(
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep models and checkpoints, not figures and reports alone.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Folder of cached image features. Unless given, $DCKT_CACHE, else ~/.cache/dckt."),
-    ] = None,
-    on_bad_pair: Annotated[str, typer.Option(help="raise lists all bad pairs; skip leaves them out.")] = "raise",
+    device: Device = "auto",
+    cache: Cache = None,
+    on_bad_pair: BadPairs = "raise",
 ) -> None:
     """Trains several settings over several seeds, and compares them in one table."""
     if (name is None) == (not grid):
         raise ConfigError(f"give either a sweep ({', '.join(sweep_names())}, or a TOML file) or --grid")
-    if on_bad_pair not in ("raise", "skip"):
-        raise ConfigError(f"--on-bad-pair is {on_bad_pair!r}; expected raise or skip")
+    bad_pairs = read_bad_pairs(on_bad_pair)
     labels = [label.strip() for label in overlap.split(",") if label.strip()]
     if grid and labels:
         raise ConfigError("--overlap is for a SWEEP with a row that asks for it; with --grid use --set source.exclude")
@@ -85,7 +82,7 @@ def sweep_command(
         seeds=seeds,
         processes=jobs,
         keep_models=keep_models,
-        options=Options(device, cache, "skip" if on_bad_pair == "skip" else "raise"),
+        options=Options(device, cache, bad_pairs),
         reporter=Bars(),
     )
     lines = write_table(result)
