@@ -7,7 +7,8 @@ A step is ten passes of 64 + 64 pairs, their mean gradient, and SGD. The plain l
 float32, with PyTorch's own layers and default SGD. Ours folds the passes into one product a layer, and
 tests/trainer/test_folding.py shows that gradients are equal. Ours keeps freed memory, as `dckt-train` does; the plain
 loop is shown as it is and with that. The variants take turns, each turn in a process of its own. Prints medians, spread
-and ratios, the largest peak of memory, and the share of reading features.
+and ratios, the largest peak of memory, the share of reading features, and that of scoring
+the target's pairs in a round.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ from dckt_trainer.memory import keep_freed_memory
 from dckt_trainer.network import DomainNetwork
 from dckt_trainer.optimize import Domain, optimize, sgd
 from dckt_trainer.pairs import PairSet, PairStream
+from dckt_trainer.selection import domain_consistency
 from plain import PlainNetwork, by_product, by_subtraction, plain_joint_loss
 
 CLASSES = {"source": 200, "target": 20}
 BATCH, ACCUMULATE = 64, 10
-STEPS = 3  # in one call of ours; a round of transfer has 50
+STEPS, ROUND_STEPS = 3, 50  # in one call of ours, and in a round of transfer
+SELECTION, TARGET_PAIRS = "selection", 8000  # a turn of its own
 Step = Callable[[], None]
 
 
@@ -56,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.turn:
-        print(json.dumps(turn(args, stored_pairs(args))))
+        print(json.dumps(selection_turn() if args.turn == SELECTION else turn(args, stored_pairs(args))))
         return
     with tempfile.TemporaryDirectory(dir=os.environ.get("DCKT_CACHE")) as folder:
         args.folder = Path(folder)
@@ -182,12 +185,24 @@ def turn(args: argparse.Namespace, pairs: dict[str, PairSet]) -> dict[str, float
     return {"seconds": seconds, "peak": high_water() * 1024 / 1e9}
 
 
+def selection_turn() -> dict[str, float]:
+    """Seconds that it takes to score the target's pairs, which every round begins with."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(CLASSES["target"], size=TARGET_PAIRS)
+    said = torch.from_numpy(rng.standard_normal((2, TARGET_PAIRS, CLASSES["source"]), np.float32)).softmax(-1).numpy()
+    small = slice(800)
+    domain_consistency(said[0, small], said[1, small], labels[small])  # imports and threads
+    begin = time.perf_counter()
+    domain_consistency(said[0], said[1], labels)
+    return {"seconds": time.perf_counter() - begin, "peak": high_water() * 1024 / 1e9}
+
+
 def report(args: argparse.Namespace) -> None:
     names = args.variants.split(",")
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in (*names, SELECTION)}
     for _ in range(args.repeats):
-        for name in names:
-            turns[name].append(in_own_process(args, name))
+        for name, own in turns.items():
+            own.append(in_own_process(args, name))
     times = {name: [each["seconds"] for each in own] for name, own in turns.items()}
     peaks = {name: max(each["peak"] for each in own) for name, own in turns.items()}
     drawn = streams(stored_pairs(args))
@@ -211,6 +226,11 @@ def report(args: argparse.Namespace) -> None:
         )
     share = reading / statistics.median(times[names[-1]])
     print(f"\nreading a step's features from the cache: {reading * 1e3:.0f} ms, {share:.1%} of the last variant's step")
+    scoring, step = statistics.median(times[SELECTION]), statistics.median(times[names[-1]])
+    print(
+        f"domain consistency of {TARGET_PAIRS:,} target pairs: {scoring:.2f} s ({min(times[SELECTION]):.2f} to "
+        f"{max(times[SELECTION]):.2f}), {scoring / (ROUND_STEPS * step):.2%} of {ROUND_STEPS} steps of the last variant, a round"
+    )
     print(json.dumps({"times": times, "peaks": peaks, "reading": reading}))
 
 

@@ -56,6 +56,7 @@ def single(shelf: Shelf, sizes: Sizes) -> Table:
         calls: dict[str, Callable[[int], object]] = {peer.name: _one(peer, data, K) for peer in peers}
         calls["dckt, no metadata"] = lambda number: index.search(data.queries[number][None], K, metadata=False)  # noqa: B023
         calls["dckt"] = lambda number: index.search(data.queries[number][None], K)  # noqa: B023
+        calls["dckt, hits read"] = lambda number: list(index.search(data.queries[number][None], K)[0])  # noqa: B023
         times = take_turns(calls, len(data.queries), turns=sizes.turns, block=sizes.block)
         base = times[peers[0].name]
         own = truth.recall(hit_rows([index.search(query[None], K)[0] for query in data.queries]))
@@ -77,10 +78,10 @@ def single(shelf: Shelf, sizes: Sizes) -> Table:
                 row["goal"] = verdict(1e6 * over.median <= 60 and recall >= TARGET, "≤ 60 over, recall ≥ 0.99")
             table.rows.append(row)
         fastest = min((peer.name for peer in peers[1:]), key=lambda name: times[name].median)
-        ratio = times["dckt"].times(times[fastest])
+        ratio = times["dckt, hits read"].times(times[fastest])
         table.notes.append(
-            f"{data.name}: dckt with metadata takes {ratio.show()} times as long as {fastest}, the faster of faiss and "
-            f"usearch; {verdict(ratio.median <= 1, 'at most as long')}."
+            f"{data.name}: dckt with hits read takes {ratio.show()} times as long as {fastest}, the faster of faiss "
+            f"and usearch; {verdict(ratio.median <= 1, 'at most as long')}."
         )
         index.close()
     return table
@@ -98,6 +99,7 @@ def batch(shelf: Shelf, sizes: Sizes) -> Table:
         calls: dict[str, Callable[[int], object]] = {peer.name: _all(peer, data, K) for peer in peers}
         calls["dckt, no metadata"] = lambda _: index.search(data.queries, K, metadata=False)  # noqa: B023
         calls["dckt"] = lambda _: index.search(data.queries, K)  # noqa: B023
+        calls["dckt, hits read"] = lambda _: [list(hits) for hits in index.search(data.queries, K)]  # noqa: B023
         times = take_turns(calls, 1, turns=sizes.turns, block=1)
         base = times[peers[0].name]
         own = truth.recall(hit_rows(index.search(data.queries, K)))

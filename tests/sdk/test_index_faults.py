@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 from dckt.errors import ConfigError, IndexCorruptError, IndexFolderError, ItemError, UnknownItemError
-from dckt.index import Index, catalog, segment, shelf
+from dckt.index import Index, graph, segment, shelf, upkeep
 from dckt.index.builder import Builder
 from dckt.index.hnsw import HnswGraph
 from dckt.index.locks import ReadersWriterLock
-from dckt.index.segment import SegmentError, read_segment
+from dckt.index.manifest import SegmentError, checksum_of
+from dckt.index.segment import read_segment
 from dckt.index.shelf import Shelf
 
 WIDTH = 8
@@ -176,14 +177,14 @@ def test_a_graph_is_built_while_changes_of_others_come_in(tmp_path, monkeypatch)
 
 
 def test_a_segment_that_another_process_removes_at_once_was_saved_all_the_same(tmp_path, monkeypatch, caplog):
-    write = catalog.write_segment
+    write = upkeep.write_segment
 
     def removed_at_once(folder, **options):
         path, mapped = write(folder, **options)
         shutil.rmtree(path)
         return path, mapped
 
-    monkeypatch.setattr(catalog, "write_segment", removed_at_once)
+    monkeypatch.setattr(upkeep, "write_segment", removed_at_once)
     with create(tmp_path / "i", count=300) as index:
         assert caplog.text == ""
         assert index._shelves["text"].changed_share() == 0
@@ -335,7 +336,7 @@ def test_batches_are_searched_while_the_graph_takes_them_in(tmp_path):
         index.refresh()
         medium = index.info().media["text"]
         assert (medium.search, medium.items) == ("hnsw", 2999)
-        assert medium.items - medium.in_graph <= shelf.TAIL_WORK // (WIDTH + 45)
+        assert medium.items - medium.in_graph <= graph.TAIL_WORK // (WIDTH + 45)
         index.verify()
     with Index.open(tmp_path / "i", threads=2) as index:
         assert index.info().media["text"].search == "hnsw"
@@ -505,9 +506,9 @@ def test_what_fails_after_a_commit_does_not_reach_the_caller(tmp_path, monkeypat
         target = {
             "build": (HnswGraph, "add"),
             "grow": (HnswGraph, "add"),
-            "measure": (shelf, "tenth_best"),
+            "measure": (graph, "tenth_best"),
             "save": (HnswGraph, "save"),
-            "write": (catalog, "write_segment"),
+            "write": (upkeep, "write_segment"),
         }[kind]
         if kind == "build":
             index.delete("text", [f"t{row:02d}" for row in range(20)])
@@ -605,7 +606,7 @@ def test_a_forged_manifest_is_a_segment_that_cannot_be_used(tmp_path):
                 del inner[path[-1]]
             else:
                 inner[path[-1]] = value
-            content["checksum"] = segment._checksum(content)
+            content["checksum"] = checksum_of(content)
             (folder / "manifest.json").write_text(json.dumps(content))
             try:
                 read_segment(folder, **names)

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from dckt.errors import ConfigError, ItemError
-from dckt.index import Index, hnsw, shelf
+from dckt.index import Index, graph, hnsw
 from dckt.index.hnsw import EFFORTS, HnswGraph
+from dckt.index.manifest import GraphReport, SegmentError, checksum_of
+from dckt.index.records import Change
 from dckt.index.schema import Head
-from dckt.index.segment import GraphReport, Segment, SegmentError, candidates, read_segment, write_segment
+from dckt.index.segment import Segment, candidates, read_segment, write_segment
 from dckt.index.shelf import Shelf
-from dckt.index.store import Change
+from dckt.index.source import RowSource
 from dckt.index.vectors import normalised
 
 WIDTH = 16
@@ -59,7 +61,7 @@ def search_state(index: Index) -> tuple[str, int]:
 
 
 HEAD = Head(7, "token")
-REPORT = GraphReport(graph="g", count=300, effort=64, recall=1.0, accepted=True, seconds=0.0)
+REPORT = GraphReport(graph="g", count=300, effort=64, recall=1.0, accepted=True, seconds=0.0, strays=())
 
 
 def write(folder: Path, vectors: np.ndarray) -> Path:
@@ -70,7 +72,7 @@ def write(folder: Path, vectors: np.ndarray) -> Path:
         dimension=WIDTH,
         head=HEAD,
         total=0,
-        source=shelf_of(vectors).source(drop_unused=False),
+        source=RowSource(shelf_of(vectors), drop_unused=False),
         graph=graph_of(vectors),
         report=REPORT,
     )[0]
@@ -175,7 +177,7 @@ def test_h5_a_graph_of_another_shape_or_index_is_not_loaded(segment, change, sai
 
 @pytest.mark.parametrize("setting", ["SPACE", "M", "EF_CONSTRUCTION", "SEGMENT_VERSION"])
 def test_h5_a_graph_of_other_settings_is_not_loaded(segment, monkeypatch, setting):
-    monkeypatch.setattr("dckt.index.segment." + setting, "other")
+    monkeypatch.setattr("dckt.index.manifest." + setting, "other")
     with pytest.raises(SegmentError, match="other"):
         read(segment)
 
@@ -372,7 +374,7 @@ def test_many_deletions_build_the_graph_anew(tmp_path):
     with index_of(tmp_path / "i", vectors) as index:
         index.delete("text", [f"t{row:05d}" for row in range(150)])
         assert len(index._shelves["text"].graph) <= 400
-        assert index._shelves["text"].unused_share() <= shelf.UNUSED_LIMIT
+        assert index._shelves["text"].unused_share() <= graph.UNUSED_LIMIT
         index.delete("text", [f"t{row:05d}" for row in range(150, 390)])
         assert index.search(vectors[395:396], 3)[0][0].id == "t00395"
         assert index._shelves["text"].rows == 10
@@ -651,7 +653,7 @@ def test_a_grown_graph_that_falls_short_is_built_anew(tmp_path, monkeypatch):
 
 
 def test_auto_builds_a_graph_behind_the_limit_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(shelf, "exact_limit", lambda width: 250)
+    monkeypatch.setattr(graph, "exact_limit", lambda width: 250)
     vectors = unit(600)
     with index_of(tmp_path / "i", vectors[:250], kind="auto") as index:
         assert search_state(index) == ("exact", 0)
@@ -665,7 +667,7 @@ def test_auto_builds_a_graph_behind_the_limit_only(tmp_path, monkeypatch):
 
 
 def test_exact_never_builds_a_graph(tmp_path, monkeypatch):
-    monkeypatch.setattr(shelf, "exact_limit", lambda width: 10)
+    monkeypatch.setattr(graph, "exact_limit", lambda width: 10)
     with index_of(tmp_path / "i", unit(300), kind="exact") as index:
         assert search_state(index) == ("exact", 0)
 
@@ -699,3 +701,90 @@ def test_the_manifest_is_readable(segment):
     assert content["sequence"] == 7
     assert content["space"] == "ip"
     assert hnswlib.__name__ == "hnswlib"
+
+
+# --- what a graph holds and cannot find ---
+
+
+def cut_off(graph: HnswGraph, row: int) -> None:
+    """Takes away every link to a row, as insertions of close vectors do now and then."""
+    state = graph._index.__getstate__()[0]
+    count, size, most = (state[key] for key in ("cur_element_count", "size_data_per_element", "max_M0"))
+    place = state["label_lookup_external"].tolist().index(row)
+    place = int(state["label_lookup_internal"][place])
+    assert state["element_levels"][place] == 0
+    links = state["data_level0"][: count * size].reshape(count, size)[:, : 4 + 4 * most].view(np.uint32)
+    for own in links:
+        others = [other for other in own[1 : 1 + own[0]].tolist() if other != place]
+        own[0] = len(others)
+        own[1 : 1 + len(others)] = others
+    graph._index = hnswlib.Index.__new__(hnswlib.Index)
+    graph._index.__setstate__((state,))
+    graph._index.set_ef(1)
+
+
+@pytest.fixture
+def cut(tmp_path, monkeypatch):
+    """An index whose graph has no way to the first of 900 vectors, which 60 of the items share."""
+    vectors = np.concatenate([np.repeat(unit(900)[:1], 60, axis=0), unit(900)[1:]])
+    real = HnswGraph.add
+
+    def add(graph, *args, **options):
+        real(graph, *args, **options)
+        if len(graph) == 900:
+            cut_off(graph, 0)
+
+    monkeypatch.setattr(HnswGraph, "add", add)
+    index_of(tmp_path / "i", vectors).close()
+    monkeypatch.undo()
+    return tmp_path / "i", vectors
+
+
+def same(index: Index, vectors: np.ndarray, queries: np.ndarray, k: int) -> bool:
+    """Whether single queries and a batch find what an exact index would."""
+    expected = []
+    for query in normalised(queries, dimension=WIDTH, names=["query"] * len(queries)):
+        scores = (vectors.astype(np.float64) @ query.astype(np.float64)).astype(np.float32)
+        expected.append([f"t{row:05d}" for row in np.lexsort((np.arange(len(vectors)), -scores))[:k]])
+    together = [[hit.id for hit in hits] for hits in index.search(queries, k)]
+    alone = [[hit.id for hit in index.search(query[None], k)[0]] for query in queries]
+    return together == expected and alone == expected
+
+
+@pytest.mark.parametrize("k", [1, 10, 40, 70])
+def test_a_row_that_the_graph_cannot_find_is_found(cut, k):
+    path, vectors = cut
+    queries = vectors[:12] + 0.05 * unit(12, seed=3)
+    with Index.open(path, threads=1) as index:
+        shelf = index._shelves["text"]
+        assert (search_state(index), shelf.report.strays) == (("hnsw", 900), (0,))
+        assert 0 not in shelf.graph.nearest(vectors[:1], 200)[0]
+        assert same(index, vectors, queries, k)
+        # Beside a row that is not in the graph yet, and with a filter.
+        index.add("text", ["t00959"], unit(1, seed=9), metadata=[{"new": True}])
+        assert shelf.rows > shelf.covered
+        assert same(index, np.concatenate([vectors, unit(1, seed=9)]), queries, k)
+        found = index.search(vectors[:1], k, where={"new": {"exists": False}})[0]
+        assert [hit.id for hit in found[:60]] == [f"t{row:05d}" for row in range(min(k, 60))]
+
+
+def test_what_the_graph_cannot_find_is_seen_again_when_it_has_grown(tmp_path, monkeypatch):
+    with index_of(tmp_path / "i", unit(900)) as index:
+        graph = index._shelves["text"].graph
+        assert index._shelves["text"].report.strays == ()
+        cut_off(graph, 0)
+        index.add("text", [f"u{row}" for row in range(300)], unit(300, seed=4))
+        index.refresh()
+        assert index._shelves["text"].graph is graph
+        assert index._shelves["text"].report.strays == (0,)
+        assert [hit.id for hit in index.search(unit(900)[:1], 1)[0]] == ["t00000"]
+
+
+@pytest.mark.parametrize("strays", [[900], [-1], ["a"], [0.5]])
+def test_a_manifest_with_strays_that_cannot_be_is_refused(segment, strays):
+    content = json.loads((segment / "manifest.json").read_text())
+    del content["checksum"]
+    content["report"]["strays"] = strays
+    (segment / "manifest.json").write_text(json.dumps({**content, "checksum": checksum_of(content)}))
+    with pytest.raises(SegmentError, match="no segment has"):
+        read(segment)

@@ -584,7 +584,7 @@ def test_contents_are_kept_and_given_back(index):
 
 
 def test_items_are_streamed_in_order(index, monkeypatch):
-    monkeypatch.setattr("dckt.index.store._PAGE", 3)
+    monkeypatch.setattr("dckt.index.reader._PAGE", 3)
     ids = [f"{row:02d}" for row in range(10)]
     index.add("text", ids, vectors(10), metadata=[{"n": row} for row in range(10)])
     index.add("image", ["z"], vectors(1))

@@ -6,65 +6,37 @@ then by medium. The best 5 are the beginning of the best 10, for any k.
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import re
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
-from functools import partial
-from numbers import Integral, Real
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
-from dckt.errors import (
-    ConfigError,
-    IndexFolderError,
-    ItemError,
-    ModelMismatchError,
-    UnknownItemError,
-)
+from dckt.errors import ConfigError, UnknownItemError
 from dckt.files import atomic_folder
-from dckt.index.builder import Builder
-from dckt.index.exact import Found, exact_limit
-from dckt.index.filters import Filter, parse_filter
+from dckt.index.checks import (
+    check_medium,
+    check_model,
+    check_search,
+    check_threads,
+    folder_errors,
+    is_number,
+    second_vectors,
+)
+from dckt.index.filters import parse_filter
+from dckt.index.hits import hits_of_all
 from dckt.index.hnsw import RECALL_TARGET
 from dckt.index.items import check_contents, check_ids, dump_metadata, is_id, listed, shown
-from dckt.index.locks import ReadersWriterLock
-from dckt.index.results import Hit, Hits, IndexInfo, Item, MediumInfo, Tuning
-from dckt.index.segment import (
-    SegmentError,
-    candidates,
-    read_manifest,
-    read_segment,
-    remove_abandoned,
-    remove_others,
-    write_segment,
-)
-from dckt.index.shelf import Answer, Shelf
-from dckt.index.store import CHECKED_BYTES, INDEX_VERSION, ITEMS, KINDS, Change, Head, IndexMeta, ItemStore, Tuned
+from dckt.index.results import Hit, IndexInfo, Item, Tuning
+from dckt.index.schema import INDEX_VERSION, ITEMS, KINDS, IndexMeta
+from dckt.index.segment import remove_abandoned
+from dckt.index.store import ItemStore
+from dckt.index.upkeep import Upkeep
 from dckt.index.vectors import Float32Array, normalised, unit_queries
 
-log = logging.getLogger(__name__)
 
-_MEDIUM = re.compile(r"[a-z][a-z0-9_]{0,31}")
-# A segment is written anew when this share of the rows is not in it, so all that is ever written is at most three times
-# what there is in the end; and on closing, when opening would otherwise replay more than this share.
-_STALE_SHARE = 0.5
-_STALE_ON_CLOSE = 0.05
-# compact() builds a graph anew when this share of it is unused.
-_COMPACT_SHARE = 0.05
-# Filters whose answers SQLite gave are kept, so many.
-_FILTERS = 16
-# What json.loads calls, without what it does around it: half of the time for a small mapping.
-_scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]
-
-
-class Index:
+class Index(Upkeep):
     """Vectors of items of several media, with ids and metadata, on the disk. Safe to use from many threads.
 
     An item is known by its id and its medium, so a pair can give one id to its picture and its text. What was added
@@ -79,24 +51,6 @@ class Index:
 
     Use :meth:`create` or :meth:`open`.
     """
-
-    # Locks are taken in this order: one change at a time; SQLite's; what is in memory is brought up to date by one
-    # thread at a time; and searches are kept out while it is changed.
-    def __init__(self, path: Path, store: ItemStore, *, threads: int | None) -> None:
-        self.path = path
-        self._store = store
-        self._threads = threads
-        self._changing = threading.RLock()
-        self._builder = Builder()
-        self._updating = threading.RLock()
-        self._state = ReadersWriterLock()
-        self._dirty = False
-        self._filtering = threading.Lock()
-        self._filtered: dict[tuple[str, str, Head], dict[int, set[str]]] = {}
-        # What the store's version was when what is in memory was as new as it.
-        self._seen = store.version()
-        self._head, self._shelves = self._load()
-        self._unproven = True
 
     @classmethod
     def create(
@@ -133,11 +87,11 @@ class Index:
             raise ConfigError(f"dimension is {dimension}; expected at least 1")
         if second is not None and (not second[0] or second[1] < 1):
             raise ConfigError(f"second is {second!r}; expected a name and a width of at least 1")
-        _check_threads(threads)
+        check_threads(threads)
         meta = IndexMeta.new(
             model_id=model_id, representation=representation, dimension=dimension, kind=kind, second=second
         )
-        with _folder_errors(path):
+        with folder_errors(path):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
             with atomic_folder(path) as folder:
@@ -174,10 +128,10 @@ class Index:
             ModelMismatchError: its vectors were made by another model.
         """
         path = Path(path)
-        _check_threads(threads)
+        check_threads(threads)
         store = ItemStore.open(path / ITEMS)
         try:
-            _check_model(path, store.meta, model_id, representation)
+            check_model(path, store.meta, model_id, representation)
             index = cls(path, store, threads=threads)
             with index._changing:
                 index._settle()
@@ -237,12 +191,12 @@ class Index:
                 the other way round.
             IndexFolderError: the disk is full, or another process keeps writing.
         """
-        _check_medium(medium)
+        check_medium(medium)
         ids = listed(ids)
         check_ids(ids)
         rows = normalised(vectors, dimension=self.dimension, names=ids)
         texts = dump_metadata(ids, metadata)
-        seconds = self._seconds(ids, second)
+        seconds = second_vectors(self.meta, ids, second)
         if contents is not None:
             check_contents(ids, contents)
         if not ids:
@@ -317,7 +271,7 @@ class Index:
             ConfigError: the recall is outside of what there is, or there are no queries.
             ItemError: a query has the wrong width, is not finite or all zero.
         """
-        if not _is_number(recall) or not 0 < recall <= 1:
+        if not is_number(recall) or not 0 < recall <= 1:
             raise ConfigError(f"recall is {recall}; expected a number above 0 and at most 1")
         rows = None if queries is None else unit_queries(queries, dimension=self.dimension)
         if rows is not None and not len(rows):
@@ -366,7 +320,7 @@ class Index:
             ItemError: a query has the wrong width, is not finite or all zero.
             IndexFolderError: the index was closed, or cannot be read any more.
         """
-        _check_search(k, media, min_score)
+        check_search(k, media, min_score)
         condition = None if where is None else parse_filter(where)
         rows = unit_queries(queries, dimension=self.dimension)
         if self._unproven:
@@ -376,7 +330,7 @@ class Index:
         with self._state.shared():
             wanted = [name for name in self._media() if media is None or name in media]
             found = [(name, self._found(name, rows, k, condition)) for name in wanted]
-        hits = [_hits(name, lists, min_score, metadata) for name, lists in found]
+        hits = [hits_of_all(name, lists, min_score, metadata) for name, lists in found]
         if len(hits) == 1:
             return hits[0]
         return [
@@ -467,22 +421,12 @@ class Index:
         with self._state.shared():
             return self._media()
 
-    @property
-    def meta(self) -> IndexMeta:
-        """What the index says about itself."""
-        return self._store.meta
-
-    @property
-    def dimension(self) -> int:
-        """The width D of its vectors."""
-        return self._store.meta.dimension
-
     def info(self) -> IndexInfo:
         """The state of the index."""
         if self._store.version() != self._seen:
             self._look()
         with self._state.shared():
-            media = {name: _medium_info(self._shelves[name]) for name in self._media()}
+            media = {name: self._shelves[name].info() for name in self._media()}
         meta = self.meta
         return IndexInfo(
             path=str(self.path),
@@ -507,403 +451,6 @@ class Index:
         self._store.check_structure()
         self._store.verify()
 
-    # --- searching ---
-
-    def _media(self) -> list[str]:
-        return sorted(name for name, shelf in self._shelves.items() if shelf.items)
-
-    def _found(self, medium: str, rows: Float32Array, k: int, condition: Filter | None) -> list[Answer]:
-        shelf = self._shelves[medium]
-        if condition is None:
-            return shelf.search(rows, k, threads=self._threads)
-        return [self._filtered_search(medium, shelf, row, k, condition) for row in rows]
-
-    def _filtered_search(self, medium: str, shelf: Shelf, row: Float32Array, k: int, condition: Filter) -> list[Found]:
-        key = (medium, condition.key, shelf.head)
-        allowed = self._filtered.get(key)
-        if allowed is None:
-            found = shelf.search_matching(row, k, condition.matches, _parsed)
-            if found is not None:
-                return found
-            head, pairs = self._store.allowed(medium, condition)
-            # SQLite may be ahead of what is in memory, whose vectors and metadata belong together.
-            same = head == shelf.head
-            allowed = shelf.allowed_rows(pairs) if same else shelf.matching_rows(condition.matches, _parsed)
-            with self._filtering:
-                while len(self._filtered) >= _FILTERS:
-                    del self._filtered[next(iter(self._filtered))]
-                self._filtered[key] = allowed
-        return shelf.search_allowed(row, k, allowed)
-
-    # --- state ---
-
-    def _load(self) -> tuple[Head, dict[str, Shelf]]:
-        head = self._store.head()
-        shelves = {medium: self._open_shelf(medium, prove=False) for medium in self._store.media()}
-        self._apply_tuning(shelves)
-        return head, shelves
-
-    def _prove(self) -> None:
-        """Waits until the vectors of all segments are verified; a medium whose are damaged is read again."""
-        with self._updating:
-            damaged = []
-            for medium, shelf in list(self._shelves.items()):
-                if shelf.segment is None:
-                    continue
-                try:
-                    shelf.segment.verify()
-                except SegmentError as reason:
-                    self._warn(shelf.segment.path, reason)
-                    damaged.append(medium)
-            fresh = {medium: self._open_shelf(medium) for medium in damaged}
-            if fresh:
-                self._apply_tuning(fresh)
-                with self._state.exclusive():
-                    self._shelves = {**self._shelves, **fresh}
-                    self._filtered = {}
-            self._unproven = False
-        # Whoever changes the index now will see to the graphs.
-        if fresh and self._changing.acquire(blocking=False):
-            try:
-                self._settle_after_commit()
-            finally:
-                self._changing.release()
-
-    def _warn(self, segment: Path, reason: SegmentError) -> None:
-        if segment.exists():
-            log.warning("%s: %s cannot be used, for %s; it is built again", self.path, segment.name, reason)
-
-    def _open_shelf(self, medium: str, *, prove: bool = True) -> Shelf:
-        meta = self.meta
-        names = {"index_id": meta.index_id, "medium": medium, "dimension": meta.dimension}
-        tried: set[Path] = set()
-        # Another process may replace them meanwhile, so each look at the folder is a new one.
-        while path := next((path for path in candidates(self.path, medium) if path not in tried), None):
-            tried.add(path)
-            try:
-                if not self._store.holds(read_manifest(path, **names).head):  # type: ignore[arg-type]
-                    raise SegmentError("it belongs to another history of the index, or to one that was forgotten")
-                segment = read_segment(path, **names)  # type: ignore[arg-type]
-                if prove:
-                    segment.verify()
-                shelf = Shelf(meta.dimension, meta.kind, segment.head, segment)
-                replayed = self._store.replay(medium, segment.head, shelf.last_label)
-                if replayed is None or not shelf.apply(replayed[1], replayed[0]):
-                    raise SegmentError("what came after it does not fit to it")
-            except SegmentError as reason:
-                self._warn(path, reason)
-                continue
-            return shelf
-        head, contents = self._store.load(medium)
-        return Shelf.of(contents, meta.dimension, meta.kind, head)
-
-    def _apply_tuning(self, shelves: Mapping[str, Shelf]) -> None:
-        stored = self._store.tuned()
-        new = [(shelf, stored[name]) for name, shelf in shelves.items() if stored.get(name, shelf.tuned) != shelf.tuned]
-        if new:
-            with self._state.exclusive():
-                for shelf, tuned in new:
-                    shelf.apply_tuning(tuned)
-
-    def _look(self) -> bool:
-        """Takes in what was committed since; tells whether there was anything."""
-        # Who comes while another thread replays waits for it: nobody may search what was there before.
-        with self._updating:
-            version = self._store.version()
-            if version == self._seen:
-                return False
-            changed = self._catch_up(self._store.head())
-            self._seen = version
-            return changed
-
-    def _look_and_grow(self) -> None:
-        self._look()
-        # A reader's graph grows when there is much behind it; a change in this process will see to it itself.
-        behind = not self._builder.busy and any(
-            shelf.rows - shelf.covered > exact_limit(self.dimension) or (shelf.graph is None and shelf.is_worn())
-            for shelf in list(self._shelves.values())
-        )
-        if behind and self._changing.acquire(blocking=False):
-            try:
-                self._settle_after_commit(writing=False)
-            finally:
-                self._changing.release()
-
-    def _catch_up(self, head: Head) -> bool:
-        """Replays the log; reads everything again where the log does not reach, or tells another history."""
-        with self._updating:
-            if head == self._head:
-                self._apply_tuning(self._shelves)
-                return False
-            shelves = dict(self._shelves)
-            media = self._store.media()
-            for medium in shelves.keys() - media.keys():  # was emptied, and forgotten by compact()
-                shelves[medium] = Shelf(self.dimension, self.meta.kind, head)
-            for medium in media:
-                shelf = shelves.get(medium)
-                replayed = None if shelf is None else self._store.replay(medium, shelf.head, shelf.last_label)
-                fits = False
-                if shelf is not None and replayed is not None:
-                    with self._state.exclusive():
-                        fits = shelf.apply(replayed[1], replayed[0])
-                if not fits:
-                    shelves[medium] = self._open_shelf(medium)
-            self._apply_tuning(shelves)
-            with self._state.exclusive():
-                self._head, self._shelves = head, shelves
-                self._filtered = {}
-            return True
-
-    def _commit(self, medium: str, done: tuple[Head, Change]) -> None:
-        """Commits, and repeats the change in memory; where that fails the next look reads the medium again."""
-        head, change = done
-        with self._updating, self._state.exclusive():
-            self._store.commit()
-            self._dirty = True
-            self._filtered = {}
-            shelf = self._shelves.pop(medium, None)
-            if shelf is None:
-                shelf = Shelf(self.dimension, self.meta.kind, head)
-            if not shelf.apply(change, head):
-                return
-            self._shelves[medium] = shelf
-            # Of the others nothing changed in this commit.
-            for other in self._shelves.values():
-                other.head = head
-            self._head = head
-
-    def _settle_after_commit(self, *, writing: bool = True) -> None:
-        """Builds the graphs that are wanted; what was committed is there, whatever becomes of them.
-
-        While the graph takes in one batch the next one is written to the disk, if the same graph in every run was not
-        asked for: it depends on which rows came together.
-        """
-        if self._wants_settling():
-            self._prove()
-            begin = self._builder.run if self._threads == 1 else self._builder.start
-            begin(partial(self._settle_or_log, writing))
-
-    def _settle_or_log(self, writing: bool) -> None:
-        try:
-            self._settle_now(writing=writing)
-        except (MemoryError, CancelledError):
-            raise
-        except Exception:
-            log.exception("%s: no graph could be built or saved; searches go on exactly", self.path)
-
-    def _settle(self, *, grow: bool = False) -> None:
-        """Waits until the graphs are as they are wanted."""
-        self._builder.wait()
-        if grow or self._wants_settling():
-            self._prove()
-            self._builder.run(partial(self._settle_now, grow=grow))
-
-    def _wants_settling(self) -> bool:
-        return any(
-            shelf.wants_new_graph() or shelf.is_worn() or shelf.wants_growth() or self._is_stale(shelf)
-            for shelf in list(self._shelves.values())
-        )
-
-    # From here on, what the builder's thread does.
-
-    def _settle_now(self, *, writing: bool = True, grow: bool = False) -> None:
-        """Builds the graphs that are wanted. Searches go on meanwhile, exactly where there is no graph yet."""
-        for medium, shelf in list(self._shelves.items()):
-            fresh = shelf.wants_new_graph()
-            if (fresh and len(shelf) < shelf.rows) or shelf.is_worn():
-                shelf = self._fresh(medium)
-            if fresh:
-                self._build(shelf)
-            else:
-                if shelf.wants_growth() or (grow and shelf.graph and shelf.rows > shelf.covered):
-                    self._grow(shelf)
-            if writing and (fresh or self._is_stale(shelf)):
-                self._write_segment(medium)
-
-    def _save(self) -> None:
-        """Writes the segments without which opening would take long."""
-        for medium, shelf in list(self._shelves.items()):
-            behind = shelf.rows - shelf.mapped > exact_limit(self.dimension)
-            if self._is_large(shelf) and (behind or shelf.changed_share() > _STALE_ON_CLOSE):
-                self._write_segment(medium)
-
-    def _rewrite(self) -> None:
-        """Drops what is unused from the graphs, and writes all segments that are not as new as can be."""
-        for medium, shelf in list(self._shelves.items()):
-            if shelf.unused_share() > _COMPACT_SHARE or (shelf.graph is None and len(shelf) < shelf.rows):
-                self._rebuild(medium)
-        self._settle_now()
-        for medium, shelf in list(self._shelves.items()):
-            if self._is_large(shelf) and shelf.changed_share() > 0:
-                self._write_segment(medium)
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        self._builder.check()
-        with self._state.exclusive():
-            yield
-
-    def _is_stale(self, shelf: Shelf) -> bool:
-        return self._is_large(shelf) and shelf.changed_share() > _STALE_SHARE
-
-    def _is_large(self, shelf: Shelf) -> bool:
-        """Whether a segment makes opening faster."""
-        return shelf.graph is not None or shelf.rows * (4 * self.dimension + 200) > CHECKED_BYTES
-
-    def _build(self, shelf: Shelf) -> None:
-        with self._refused_if_it_fails(shelf):
-            graph, report = shelf.build_graph(self._threads, self._builder.check)
-            with self._state.exclusive():
-                shelf.attach(graph, report)
-
-    def _grow(self, shelf: Shelf) -> None:
-        # A graph that grew by half of what it should cannot be used.
-        with self._refused_if_it_fails(shelf):
-            shelf.grow_graph(self._exclusive, self._threads)
-        if shelf.outgrew_report():
-            report = shelf.remeasured(self._threads)
-            if report.accepted:
-                with self._state.exclusive():
-                    shelf.attach(shelf.graph, report)
-            else:
-                self._build(shelf)
-
-    @contextmanager
-    def _refused_if_it_fails(self, shelf: Shelf) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            with self._state.exclusive():
-                shelf.refuse()
-            raise
-
-    def _fresh(self, medium: str) -> Shelf:
-        """A shelf without unused rows takes the place of one that has many."""
-        head, contents = self._store.load(medium)
-        shelf = Shelf.of(contents, self.dimension, self.meta.kind, head)
-        shelf.inherit(self._shelves[medium])
-        self._swap(medium, shelf)
-        return shelf
-
-    def _rebuild(self, medium: str) -> None:
-        had_graph = self._shelves[medium].graph is not None
-        shelf = self._fresh(medium)
-        if had_graph and len(shelf):
-            self._build(shelf)
-            self._write_segment(medium)
-
-    def _swap(self, medium: str, shelf: Shelf) -> None:
-        """Puts a shelf in the place of another, after bringing it up to date."""
-        with self._updating:
-            replayed = self._store.replay(medium, shelf.head, shelf.last_label)
-            if replayed is None or not shelf.apply(replayed[1], replayed[0]):
-                shelf = self._open_shelf(medium)
-            with self._state.exclusive():
-                self._shelves[medium] = shelf
-                self._filtered = {}  # its rows have other numbers
-
-    def _write_segment(self, medium: str) -> None:
-        shelf = self._shelves[medium]
-        if shelf.graph is not None and shelf.rows > shelf.covered:
-            self._grow(shelf)
-        with self._updating:
-            # A graph covers all rows of its segment; rows that came meanwhile stay in the log.
-            if shelf.graph is not None and shelf.rows > shelf.covered:
-                with self._refused_if_it_fails(shelf):
-                    shelf.grow_graph(self._exclusive, self._threads)
-            if not shelf.items:
-                return
-            source = shelf.source(drop_unused=shelf.graph is None)
-            head, total, graph, report = shelf.head, shelf.total, shelf.graph, shelf.report
-        try:
-            path, segment = write_segment(
-                self.path,
-                index_id=self.meta.index_id,
-                medium=medium,
-                dimension=self.dimension,
-                head=head,
-                total=total,
-                source=source,
-                graph=graph,
-                report=report,
-            )
-        except (OSError, SegmentError) as error:
-            log.warning("%s: the %s segment was not saved and will be built again (%s)", self.path, medium, error)
-            return
-        remove_others(self.path, medium, path, lambda other: self._is_ours(other, medium))
-        fresh = Shelf(self.dimension, self.meta.kind, head, segment)
-        fresh.inherit(shelf)
-        if self._shelves.get(medium) is shelf:
-            self._swap(medium, fresh)
-
-    def _is_ours(self, segment: Path, medium: str) -> bool:
-        meta = self.meta
-        with suppress(SegmentError):
-            manifest = read_manifest(segment, index_id=meta.index_id, medium=medium, dimension=meta.dimension)
-            return self._store.holds(manifest.head)
-        return False
-
-    def _tune(self, medium: str, target: float, queries: Float32Array | None) -> Tuning:
-        shelf = self._shelves[medium]
-        graph, report = shelf.graph, shelf.report
-        if graph is None or report is None:
-            self._store.remember(medium, Tuned(target, None, None, None))
-            return Tuning(target=target, search="exact", ef=None, recall_at_10=1.0, queries=0)
-        effort, recall, count = shelf.measured(graph, target, queries, threads=self._threads)
-        tuned = Tuned(target, report.graph, effort, recall)
-        self._store.remember(medium, tuned)
-        with self._state.exclusive():
-            shelf.apply_tuning(tuned)
-        used = shelf.graph is not None
-        return Tuning(
-            target=target,
-            search="hnsw" if used else "exact",
-            ef=effort if used else None,
-            recall_at_10=recall if used else 1.0,
-            queries=count,
-        )
-
-    def _seconds(self, ids: Sequence[str], second: ArrayLike | None) -> Float32Array | None:
-        width = self.meta.second_dimension
-        if (second is None) != (width is None):
-            raise ItemError(
-                "the index keeps no second vectors, and some were given"
-                if width is None
-                else f"the index keeps second vectors ({self.meta.second!r}, {width} wide), and none were given"
-            )
-        return None if second is None or width is None else normalised(second, dimension=width, names=ids)
-
-
-def _hits(medium: str, answers: list[Answer], min_score: float | None, metadata: bool) -> list[Sequence[Hit]]:
-    return [
-        _hits_of(medium, min_score, metadata, found)
-        if isinstance(found, list)
-        else Hits(partial(_hits_of, medium, min_score, metadata, found))
-        for found in answers
-    ]
-
-
-def _hits_of(medium: str, min_score: float | None, metadata: bool, answer: Answer) -> list[Hit]:
-    found = answer if isinstance(answer, list) else answer()
-    if min_score is not None:
-        found = [one for one in found if -one[0] >= min_score]
-    if not metadata:
-        return [Hit(item, -score, medium, {}) for score, item, _ in found]
-    texts = [text for _, _, text in found]
-    return [
-        Hit(item, -score, medium, values) for (score, item, _), values in zip(found, _parsed_all(texts), strict=True)
-    ]
-
-
-def _parsed(text: bytes) -> dict[str, Any]:
-    value: dict[str, Any] = _scan(text.decode(), 0)[0]
-    return value
-
-
-def _parsed_all(texts: list[bytes]) -> list[dict[str, Any]]:
-    values: list[dict[str, Any]] = _scan((b"[%b]" % b",".join(texts)).decode(), 0)[0]
-    return values
-
 
 def _size(folder: Path) -> int:
     total = 0
@@ -911,65 +458,3 @@ def _size(folder: Path) -> int:
         with suppress(OSError):  # a segment that was replaced meanwhile
             total += file.stat().st_size if file.is_file() else 0
     return total
-
-
-def _medium_info(shelf: Shelf) -> MediumInfo:
-    return MediumInfo(
-        items=shelf.items,
-        unique_vectors=len(shelf),
-        search="hnsw" if shelf.graph else "exact",
-        in_graph=shelf.in_graph(),
-        ef=shelf.effort if shelf.graph else None,
-        recall_at_10=shelf.recall,
-    )
-
-
-def _check_model(path: Path, meta: IndexMeta, model_id: str | None, representation: str | None) -> None:
-    ways_out = (
-        "open it with the bundle that made it, or index the collection again with: "
-        f"dckt index BUNDLE {path} --force ..."
-    )
-    if model_id not in {None, meta.model_id}:
-        raise ModelMismatchError(
-            f"{path}: its vectors were made by model {meta.model_id}, and it was opened with {model_id}; {ways_out}"
-        )
-    if representation not in {None, meta.representation}:
-        raise ModelMismatchError(
-            f"{path}: it holds the representation {meta.representation!r} of model {meta.model_id}, "
-            f"and it was opened for {representation!r} of model {model_id}; {ways_out}"
-        )
-
-
-def _check_medium(medium: object) -> None:
-    if not isinstance(medium, str) or not _MEDIUM.fullmatch(medium):
-        raise ConfigError(f"medium is {medium!r}; expected lower-case letters, digits and _, at most 32")
-
-
-def _check_search(k: object, media: object, min_score: object) -> None:
-    if (type(k) is not int and (isinstance(k, bool) or not isinstance(k, Integral))) or k < 1:
-        raise ConfigError(f"k is {k!r}; expected an integer, at least 1")
-    if media is not None and (
-        isinstance(media, str) or not isinstance(media, Collection) or not all(isinstance(name, str) for name in media)
-    ):
-        raise ConfigError(f"media is {media!r}; expected a list such as ['image'], or None for all")
-    if min_score is not None and not _is_number(min_score):
-        raise ConfigError(f"min_score is {min_score!r}; expected a finite number, or None")
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is not bool and isinstance(value, Real) and math.isfinite(value)
-
-
-def _check_threads(threads: int | None) -> None:
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}; expected at least 1, or None for every core")
-
-
-@contextmanager
-def _folder_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileExistsError as error:
-        raise IndexFolderError(f"{path}: exists already; open it to add to it, or choose another name") from error
-    except OSError as error:
-        raise IndexFolderError(f"{path}: the index cannot be written ({error})") from error

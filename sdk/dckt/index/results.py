@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -57,6 +57,9 @@ class Hits(Sequence[Hit]):
 
     def __len__(self) -> int:
         return len(self._hits())
+
+    def __iter__(self) -> Iterator[Hit]:  # a sequence's own asks for one hit after the other, which takes longer
+        return iter(self._hits())
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, str | bytes) or not isinstance(other, Sequence):

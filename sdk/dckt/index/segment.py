@@ -16,10 +16,10 @@ import mmap
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
@@ -28,45 +28,28 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from dckt.files import atomic_folder
-from dckt.index.hnsw import EF_CONSTRUCTION, SPACE, HnswGraph, M
+from dckt.index.hnsw import HnswGraph
+from dckt.index.manifest import (
+    FILES,
+    GRAPH,
+    MANIFEST,
+    VECTORS,
+    GraphReport,
+    Manifest,
+    SegmentError,
+    checksum_of,
+    description,
+    manifest_of,
+    read_manifest,
+)
 from dckt.index.schema import Head
 from dckt.index.vectors import Float32Array
 
-SEGMENT_VERSION = 1
-GRAPH = "graph.hnsw"
-VECTORS = "vectors.npy"
-MANIFEST = "manifest.json"
-_FILES = ("labels.npy", VECTORS, "items.npy", "ids.npy", "ids.bin", "metadata.npy", "metadata.bin")
 _PIECE = 32 * 2**20
 _BUFFER = 2**20
 _ABANDONED_SECONDS = 3600
 # The name of a file, the SHA-256 of a piece of it, which is worked out, and the one that it must have.
 Check: TypeAlias = tuple[str, Future[str], str]
-
-
-class SegmentError(Exception):
-    """Why a segment cannot be used; it never leaves the index."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphReport:
-    """What was measured when the graph of one medium was last built or tuned.
-
-    Attributes:
-        graph: random, different for every graph that was built.
-        count: rows that it covered.
-        effort: of a search.
-        recall: recall@10 against exact search, on a sample of the vectors, disturbed.
-        accepted: whether that was enough. If not, search stays exact.
-        seconds: how long building and measuring took.
-    """
-
-    graph: str
-    count: int
-    effort: int
-    recall: float
-    accepted: bool
-    seconds: float
 
 
 class Source(Protocol):
@@ -81,25 +64,6 @@ class Source(Protocol):
 
     def entries(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], bytes, NDArray[np.int64], bytes]]:
         """Runs of rows: items of each row, then sizes of ids and the ids, sizes of metadata and the metadata."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a segment says about itself, as far as it is not what every segment of its medium says.
-
-    Attributes:
-        head: the commit that it belongs to.
-        rows: how many.
-        total: of the checksums of its items, in SQLite.
-        report: on its graph, or on one that was refused, or None.
-        files: size and SHA-256 of the pieces, by name.
-    """
-
-    head: Head
-    rows: int
-    total: int
-    report: GraphReport | None
-    files: Mapping[str, tuple[int, Sequence[str]]]
 
 
 class Segment:
@@ -175,6 +139,13 @@ class Segment:
             for value, place in zip(values, rows, strict=True)
         ]
 
+    def best_entries(self, rows: NDArray[np.int64], values: Float32Array, k: int) -> list[tuple[float, str, bytes]]:
+        """The k items with the lowest values of rows (M,) that have one each, ties by id; with their values."""
+        found = self.only_entries(rows.tolist(), values.tolist())
+        found.sort()
+        del found[k:]
+        return found
+
 
 def write_segment(
     folder: Path,
@@ -207,12 +178,12 @@ def write_segment(
     path = folder / f"segment.{medium}.{head.sequence}.{secrets.token_hex(4)}"
     with atomic_folder(path) as building:
         rows, items = _write_source(building, source, dimension)
-        names = list(_FILES)
+        names = list(FILES)
         if graph is not None:
             graph.save(building / GRAPH)
             names.insert(0, GRAPH)
         content = {
-            **_description(index_id=index_id, medium=medium, dimension=dimension),
+            **description(index_id=index_id, medium=medium, dimension=dimension),
             **asdict(head),
             "rows": rows,
             "items": items,
@@ -220,8 +191,8 @@ def write_segment(
             "report": asdict(report) if report else None,
             "files": _hashed(building, names),
         }
-        (building / MANIFEST).write_text(json.dumps({**content, "checksum": _checksum(content)}, indent=1))
-        segment = Segment(building, _manifest(content), dimension, graph)
+        (building / MANIFEST).write_text(json.dumps({**content, "checksum": checksum_of(content)}, indent=1))
+        segment = Segment(building, manifest_of(content), dimension, graph)
     return path, segment
 
 
@@ -255,64 +226,6 @@ def read_segment(path: Path, *, index_id: str, medium: str, dimension: int) -> S
         raise
     pool.shutdown(wait=False)
     return segment
-
-
-def read_manifest(path: Path, *, index_id: str, medium: str, dimension: int) -> Manifest:
-    """The description of a segment.
-
-    Raises:
-        SegmentError: it is damaged, of another version, or of another index.
-    """
-    try:
-        content = json.loads((path / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SegmentError(f"its manifest cannot be read ({error})") from error
-    if not isinstance(content, dict) or content.pop("checksum", None) != _checksum(content):
-        raise SegmentError("its manifest was altered")
-    for key, value in _description(index_id=index_id, medium=medium, dimension=dimension).items():
-        if content.get(key) != value:
-            raise SegmentError(f"its {key} is {content.get(key)!r}, expected {value!r}")
-    return _manifest(content)
-
-
-def _manifest(content: Mapping[str, Any]) -> Manifest:
-    try:
-        report = None if content["report"] is None else GraphReport(**content["report"])
-        manifest = Manifest(
-            head=Head(content["sequence"], content["token"]),
-            rows=content["rows"],
-            total=content["total"],
-            report=report,
-            files={name: (file["bytes"], file["sha256"]) for name, file in content["files"].items()},
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SegmentError(f"its manifest is not whole ({error!r})") from error
-    sound = (
-        _are_counts(manifest.head.sequence, manifest.rows, manifest.total)
-        and _are(str, manifest.head.token)
-        and manifest.files.keys() - {GRAPH} == set(_FILES)
-        and all(_are_counts(size) and _are(list, pieces) for size, pieces in manifest.files.values())
-    )
-    if report is not None:
-        sound = sound and (
-            _are(str, report.graph)
-            and _are_counts(report.count, report.effort)
-            and _are((int, float), report.recall, report.seconds)
-            and _are(bool, report.accepted)
-        )
-    if GRAPH in manifest.files:
-        sound = sound and report is not None and report.accepted and report.effort > 0
-    if not sound:
-        raise SegmentError("its manifest holds values that no segment has")
-    return manifest
-
-
-def _are(kind: type | tuple[type, ...], *values: object) -> bool:
-    return all(isinstance(value, kind) for value in values)
-
-
-def _are_counts(*values: object) -> bool:
-    return all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -437,19 +350,3 @@ def _sha256(path: Path, start: int) -> str:
             found.update(buffer[:size])
             rest -= size
     return found.hexdigest()
-
-
-def _description(*, index_id: str, medium: str, dimension: int) -> dict[str, Any]:
-    return {
-        "version": SEGMENT_VERSION,
-        "index_id": index_id,
-        "medium": medium,
-        "dimension": dimension,
-        "space": SPACE,
-        "M": M,
-        "ef_construction": EF_CONSTRUCTION,
-    }
-
-
-def _checksum(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
