@@ -226,10 +226,11 @@ def report(args: argparse.Namespace) -> None:
         )
     share = reading / statistics.median(times[names[-1]])
     print(f"\nreading a step's features from the cache: {reading * 1e3:.0f} ms, {share:.1%} of the last variant's step")
-    scoring, step = statistics.median(times[SELECTION]), statistics.median(times[names[-1]])
+    scoring, lap = times[SELECTION], ROUND_STEPS * statistics.median(times[names[-1]])
+    median = statistics.median(scoring)
     print(
-        f"domain consistency of {TARGET_PAIRS:,} target pairs: {scoring:.2f} s ({min(times[SELECTION]):.2f} to "
-        f"{max(times[SELECTION]):.2f}), {scoring / (ROUND_STEPS * step):.2%} of {ROUND_STEPS} steps of the last variant, a round"
+        f"domain consistency of {TARGET_PAIRS:,} pairs: {median:.2f} s ({min(scoring):.2f} to {max(scoring):.2f}), "
+        f"{median / lap:.2%} of {ROUND_STEPS} steps of the last variant, a round"
     )
     print(json.dumps({"times": times, "peaks": peaks, "reading": reading}))
 

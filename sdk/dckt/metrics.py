@@ -31,9 +31,9 @@ from dckt.ranking import (
     interpolated_precision,
 )
 
-# Scores handled at once: a sort wants working memory that stays in the cache. Products are few and large (128 MB):
+# Scores handled at once: a sort wants working memory that stays in the cache. Products are few and large (64 MB):
 # after each one BLAS's threads stay awake for a while, on cores that the sorts need.
-_PRODUCT, _SORT = 1 << 25, 1 << 18
+_PRODUCT, _SORT = 1 << 24, 1 << 18
 _FEWEST_QUERIES = 64  # of a matrix product, which reads all items
 _FEWEST_PARTS = 8  # fewer sorts, together about ten milliseconds, are not worth threads
 
