@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check lint types imports pytest bench-transfer bench-synthetic bench-ablations bench-training bench-evaluation bench-export bench-search bench-reliability clean
+.PHONY: demo test check lint types imports pytest bench-transfer bench-synthetic bench-ablations bench-selection bench-training bench-evaluation bench-export bench-search bench-reliability clean
 
 demo: $(VENV)/.export
 	$(BIN)/python docs/examples/demo.py
@@ -38,6 +38,9 @@ bench-synthetic: $(VENV)/.export
 
 bench-ablations: $(VENV)/.export
 	$(BIN)/python benchmarks/ablations.py
+
+bench-selection: $(VENV)/.export
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/selection.py
 
 bench-training: $(VENV)/.export
 	$(BIN)/python benchmarks/training.py
