@@ -16,10 +16,13 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import ThreadpoolController
 
 from dckt.errors import ConfigError, ItemError
 from dckt.ranking import (
@@ -31,11 +34,10 @@ from dckt.ranking import (
     interpolated_precision,
 )
 
-# Scores handled at once: a sort wants working memory that stays in the cache. Products are few and large (64 MB):
-# after each one BLAS's threads stay awake for a while, on cores that the sorts need.
-_PRODUCT, _SORT = 1 << 24, 1 << 18
+# Scores handled at once, of a product and of a sort: both want working memory that stays in the cache.
+_PRODUCT, _SORT = 1 << 20, 1 << 18
 _FEWEST_QUERIES = 64  # of a matrix product, which reads all items
-_FEWEST_PARTS = 8  # fewer sorts, together about ten milliseconds, are not worth threads
+_FEWEST_PARTS = 2  # of the products, or of the sorts, that are worth threads
 
 # Saturated class probabilities have products far below 1e-38, and subnormal numbers slow a processor down up to a
 # hundredfold. So both factors of a product carry this power of two, which changes no other bit of it.
@@ -373,8 +375,7 @@ def _measured(
     small = np.min_scalar_type(int(max(codes.max(), item_codes.max())))  # compared for every score: bytes are faster
     codes, item_codes = codes.astype(small), item_codes.astype(small)
 
-    def measured(scores: Float32Array, start: int) -> Float64Array:
-        rows = slice(start, start + len(scores))
+    def measured(scores: Float32Array, rows: slice) -> Float64Array:
         scores *= np.float32(_SCALE**-2)
         if copies.size:
             scores[:, copies] = scores[:, first[copies]]  # BLAS may score equal rows one bit apart
@@ -385,14 +386,15 @@ def _measured(
             relevant[own] = False
         return measure(scores, relevant)
 
-    parts: list[Float64Array] = []
-    step = max(_FEWEST_QUERIES, _PRODUCT // len(items))
-    memory = np.empty((min(step, len(queries)), len(items)), np.float32)  # one for all, for fresh memory is slow
-    for start in range(0, len(queries), step):
-        some = queries[start : start + step]
-        product = np.matmul(some, items.T, out=memory[: len(some)])  # on BLAS's own threads; what follows is spread
-        chunks = _chunks(len(product), len(items), _SORT)
-        parts += _spread(measured, [product[rows] for rows in chunks], [start + rows.start for rows in chunks])
+    def part(rows: slice) -> Float64Array:
+        product = queries[rows] @ items.T
+        inner = _chunks(len(product), len(items), _SORT)
+        start = rows.start
+        return np.concatenate([measured(product[some], slice(start + some.start, start + some.stop)) for some in inner])
+
+    # Every thread has a product of its own: BLAS's threads stay awake for a while, on cores that the sorts need.
+    with _limiting, _blas().limit(limits=1, user_api="blas"):
+        parts = _spread(part, _chunks(len(queries), len(items), max(_PRODUCT, _FEWEST_QUERIES * len(items))))
     return np.concatenate(parts)[again]
 
 
@@ -405,7 +407,7 @@ def _bounds(scores: Float32Array, relevant: BoolArray, cut: int | None) -> Float
 def _chunks(queries: int, items: int, size: int) -> Sequence[slice]:
     """Slices of the queries, each of at most ``size`` scores, or one query."""
     step = max(1, size // items)
-    return [slice(start, start + step) for start in range(0, queries, step)]
+    return [slice(start, min(start + step, queries)) for start in range(0, queries, step)]
 
 
 def _spread(function: Callable[..., Float64Array], *arguments: Sequence[Any]) -> list[Float64Array]:
@@ -422,6 +424,14 @@ def _threads() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wanted)) if wanted.isdecimal() and int(wanted) else cores
+
+
+_limiting = Lock()  # two that limit BLAS at once would each restore what the other found
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 # --- input ----------------------------------------------------------------------------------------------------

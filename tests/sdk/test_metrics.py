@@ -249,6 +249,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, cut: int | None,
     image, text = vectors_with_copies(1, 30), vectors_with_copies(2, 30)
     whole = mean_average_precision(image, labels, text, labels, cut=cut, exclude_self=exclude_self)
     monkeypatch.setattr(metrics, "_PRODUCT", 130)
+    monkeypatch.setattr(metrics, "_FEWEST_QUERIES", 1)
     monkeypatch.setattr(metrics, "_SORT", 31)
     in_parts = mean_average_precision(image, labels, text, labels, cut=cut, exclude_self=exclude_self)
     np.testing.assert_allclose(in_parts.per_query, whole.per_query, atol=1e-12)
@@ -267,6 +268,8 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, cut: int | None)
         return bounds(*arguments)
 
     monkeypatch.setattr(metrics, "_bounds", spy)
+    monkeypatch.setattr(metrics, "_PRODUCT", 10_000)
+    monkeypatch.setattr(metrics, "_FEWEST_QUERIES", 1)
     monkeypatch.setattr(metrics, "_SORT", 1000)
     results = {}
     for threads in (1, 4):
