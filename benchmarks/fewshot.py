@@ -246,15 +246,21 @@ def _by_seed(rows: Sequence[Figures], corpora: str, pairs: int, method: str, key
 
 def _cell(found: Estimate, sign: str = "") -> str:
     if found.low is None or found.high is None:
-        return f"{found.mean:{sign}.3f}"
-    return f"{found.mean:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
+        return _short(found.mean, sign)
+    return f"{_short(found.mean, sign)} [{_short(found.low, sign)}, {_short(found.high, sign)}]"
+
+
+def _short(value: float, sign: str) -> str:
+    return f"{value:{sign}.3f}".replace("0.", ".", 1)
 
 
 def _section(rows: Sequence[Figures], corpora: str, methods: Sequence[str]) -> str:
-    here = [row for row in rows if row["corpora"] == corpora]
-    sizes = sorted({row["pairs"] for row in here})
+    sizes = sorted({row["pairs"] for row in rows if row["corpora"] == corpora})
+    head = ["", *map(str, sizes)]
     blocks = [f"### {corpora}"]
-    head = ["", *(f"{pairs} per class" for pairs in sizes)]
+
+    def values(pairs: int, name: str, key: str = "test") -> dict[int, float]:
+        return _by_seed(rows, corpora, pairs, name, key)
 
     def table(title: str, cell: Callable[[int, str], str], named: Sequence[str]) -> None:
         lines = [head, ["---"] * len(head), *([name, *(cell(pairs, name) for pairs in sizes)] for name in named)]
@@ -262,30 +268,33 @@ def _section(rows: Sequence[Figures], corpora: str, methods: Sequence[str]) -> s
 
     def mean(key: str) -> Callable[[int, str], str]:
         def cell(pairs: int, name: str) -> str:
-            values = _by_seed(rows, corpora, pairs, name, key)
-            return _cell(estimate(list(values.values()))) if values else "–"
+            found = values(pairs, name, key)
+            return _cell(estimate(list(found.values()))) if found else "–"
 
         return cell
 
     ours = KEPT if KEPT in methods else ALONE
 
     def ahead(pairs: int, name: str) -> str:
-        first, other = (_by_seed(rows, corpora, pairs, each, "test") for each in (ours, name))
+        first, other = values(pairs, ours), values(pairs, name)
         apart = [value - other[seed] for seed, value in first.items() if seed in other]
         return _cell(estimate(apart), "+") if apart else "–"
 
-    table("Test MAP:", mean("test"), methods)
+    table("Test MAP by training pairs a class:", mean("test"), methods)
     table(f"How far {ours} is ahead, test MAP, seed by seed:", ahead, [name for name in methods if name != ours])
     table("Validation MAP:", mean("validation"), methods)
+    counts = {name: [len(values(pairs, name)) for pairs in sizes] for name in methods}
+    same = {count for found in counts.values() for count in found}
+    words = [f"Seeds: {same.pop()}." if len(same) == 1 else f"Seeds, by pairs: {_counted(counts)}."]
     if KEPT in methods:
-        taken = {pairs: _by_seed(rows, corpora, pairs, KEPT, "round").values() for pairs in sizes}
-        table(
-            "Runs that took the source in:",
-            lambda pairs, name: f"{sum(map(bool, taken[pairs]))} of {len(taken[pairs])}",
-            [KEPT],
-        )
-    table("Seeds:", lambda pairs, name: str(len(_by_seed(rows, corpora, pairs, name, "test")) or "–"), methods)
-    return "\n\n".join(blocks)
+        taken = [values(pairs, KEPT, "round").values() for pairs in sizes]
+        shares = ", ".join(f"{sum(map(bool, found))} of {len(found)}" for found in taken)
+        words.append(f"Runs that took the source in, by pairs: {shares}.")
+    return "\n\n".join([*blocks, " ".join(words)])
+
+
+def _counted(counts: Mapping[str, Sequence[int]]) -> str:
+    return "; ".join(f"{name} {' '.join(map(str, found))}" for name, found in counts.items())
 
 
 def _bands(rows: Sequence[Figures], corpora: str, methods: Sequence[str], key: str) -> plots.Bands:
@@ -319,6 +328,7 @@ def write_tables(out: Path, settings: Sequence[str]) -> str:
     for name in listed:
         panels = {key: _bands(rows, name, methods[name], key) for key in ("test", "validation")}
         png = plots.bands(panels, x="training pairs per class", y="MAP", log_ticks=PAIRS_PER_CLASS)
+        (out / _folder(name)).mkdir(exist_ok=True)
         atomic_write(out / _folder(name) / "curves.png", png)
     return text
 
@@ -335,7 +345,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", dest="changes", action="append", default=[], help="any other setting, for all runs")
     parser.add_argument("--out", type=Path, default=Path("runs/fewshot"))
+    parser.add_argument("--tables", action="store_true", help="only write the tables of the lines that there are")
     args = parser.parse_args()
+    if args.tables:
+        noted = args.out / "settings.txt"
+        if not noted.exists():
+            parser.error(f"{args.out} holds no study")
+        print(write_tables(args.out, noted.read_text(encoding="utf-8").split("\n")))
+        return
     data = data_folder(parser).resolve()
     settings = [f"network.width={WIDTH}", "compute.threads=1", *args.changes]
     pictures = [*settings, *trunk_changes(data, TRUNK), f"text.vectors={data / VECTORS}"]
