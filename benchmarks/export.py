@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from dckt.bundle import Bundle
+from dckt.errors import ParityError
 from dckt.runtime import Encoder
 from dckt_export.export import export_bundle
 from dckt_export.variants import open_variant
@@ -69,7 +70,11 @@ def section(trunk: str, data: Path, args: argparse.Namespace, peaks: dict[str, f
     if not run.exists():
         train(None, data / TARGET, run, load_config("small", changes), reporter=Bars())
     if not out.exists():
-        export_bundle(run, out, fp16=True, int8=True, reporter=Bars())
+        try:
+            export_bundle(run, out, fp16=True, int8=True, reporter=Bars())
+        except ParityError as refused:  # of one that was asked for by name; the others are timed without it
+            print(f"\n{trunk}: {refused}\n")
+            export_bundle(run, out, int8=True, reporter=Bars())
     bundle = Bundle.open(out)
     model = open_run(run).model()
     image = model.image_encoder()

@@ -12,6 +12,8 @@ from dckt.report import Cell, Table
 from dckt_export.parity import Thresholds
 from dckt_export.variants import Outcome
 
+_SHORT = 24  # a cell of so many characters is not broken into lines
+
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """All that was found of a variant, as JSON holds it."""
@@ -37,25 +39,41 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def tables(outcomes: Sequence[Outcome], pairs: str) -> list[Table]:
-    """The variants side by side: size and speed, then vectors, then rankings, then what was refused.
+    """The variants side by side: size, speed, vectors, rankings, and what was refused.
 
     Args:
         outcomes: of every variant that was tried, the first of them the float32 graphs on ONNX Runtime.
         pairs: which pairs they were compared on, in words.
     """
-    found = [_speed(outcomes), _vectors(outcomes, pairs), _rankings(outcomes)]
+    found = [_sizes(outcomes), _speed(outcomes), _vectors(outcomes, pairs), _rankings(outcomes)]
     refused = [(outcome.variant.name, line) for outcome in outcomes for line in outcome.refused]
     return [*found, Table("Refused by the gate", ["variant", "why"], refused)] if refused else found
 
 
 def rich_table(table: Table) -> RichTable:
-    """The same table for the terminal."""
-    shown = RichTable(title=table.title, caption=table.note or None)
+    """The same for the terminal, without lines: no first cell is written twice, and what is short is not broken."""
+    shown = RichTable(
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+        title=f"\n{table.title}",
+        title_justify="left",
+        title_style="bold",
+        caption=table.note or None,
+        caption_justify="left",
+        header_style="dim",
+    )
+    rows = [[_text(cell) for cell in row] for row in table.rows]
     for place, column in enumerate(table.columns):
-        words = any(str(row[place] or 0)[:1].isalpha() for row in table.rows)
-        shown.add_column(column, justify="left" if words else "right", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(_text(cell) for cell in row))
+        cells = [row[place] for row in rows]
+        words, longest = any(cell[:1].isalpha() for cell in cells), max(map(len, cells), default=0)
+        short = longest <= _SHORT
+        title = column.replace(" ", "\n") if short and len(column) > longest else column
+        shown.add_column(title, justify="left" if words else "right", overflow="fold", no_wrap=short)
+    before = None
+    for row in rows:
+        shown.add_row("" if row[0] == before else row[0], *row[1:])
+        before = row[0]
     return shown
 
 
@@ -69,31 +87,37 @@ def thresholds_table(thresholds: Mapping[str, Thresholds]) -> Table:
     )
 
 
-def _speed(outcomes: Sequence[Outcome]) -> Table:
+def _sizes(outcomes: Sequence[Outcome]) -> Table:
     base = outcomes[0]
-    sizes = list(base.latency["image"]) if base.latency else []
-    rows: list[tuple[Cell, ...]] = []
-    for outcome in outcomes:
-        # Speed says nothing about what gives other vectors.
-        cells: list[Cell] = [
+    rows = [
+        (
             outcome.variant.name,
             outcome.bytes / 1e6,
-            outcome.bytes / base.bytes,
+            f"{outcome.bytes / base.bytes:.1%}",
             outcome.build_seconds,
-        ]
-        for medium in base.latency:
-            for size in sizes:
-                latency = outcome.latency.get(medium, {}).get(size)
-                cells.append(f"{1000 * latency.p50:.1f} / {1000 * latency.p95:.1f}" if latency else None)
-        rows.append((*cells, outcome.pairs_per_second if outcome.latency else None))
-    columns = [f"{medium} x{size}, ms" for medium in base.latency for size in sizes]
+            outcome.pairs_per_second if outcome.latency else None,
+        )
+        for outcome in outcomes
+    ]
+    largest = max(base.latency["image"]) if base.latency else "-"
     return Table(
         "Size and speed",
-        ["variant", "MB", "of fp32", "build, s", *columns, "pairs/s"],
+        ["variant", "MB", "of fp32", "build, s", "pairs/s"],
         rows,
-        note="Milliseconds for a batch of so many, median / 95 of 100, on the CPU of this machine, every core. "
-        f"pairs/s: all media of a pair together, in batches of {sizes[-1] if sizes else '-'}.",
+        note=f"pairs/s: all media of a pair together, in batches of {largest}.",
     )
+
+
+def _speed(outcomes: Sequence[Outcome]) -> Table:
+    """Of what passed: speed says nothing about what gives other vectors."""
+    sizes = list(outcomes[0].latency["image"]) if outcomes[0].latency else []
+    rows = [
+        (outcome.variant.name, medium, *(f"{1000 * of[size].p50:.1f} / {1000 * of[size].p95:.1f}" for size in sizes))
+        for outcome in outcomes
+        for medium, of in outcome.latency.items()
+    ]
+    note = "Median / 95 of 100, on the CPU of this machine, every core."
+    return Table("Milliseconds for a batch", ["variant", "medium", *(f"of {size}" for size in sizes)], rows, note=note)
 
 
 def _vectors(outcomes: Sequence[Outcome], pairs: str) -> Table:
@@ -103,7 +127,7 @@ def _vectors(outcomes: Sequence[Outcome], pairs: str) -> Table:
         for output, parity in outcome.parity.items()
         for medium, row in parity.media.items()
     ]
-    columns = ["variant", "representation", "medium", "cosine min", "1 %", "median", "largest difference"]
+    columns = ["variant", "output", "medium", "cosine min", "1 %", "median", "largest difference"]
     shown = [(*row[:3], *(f"{value:.6f}" for value in row[3:6]), f"{row[6]:.1e}") for row in rows]
     return Table(f"Vectors beside PyTorch's, {pairs}", columns, shown)
 
@@ -120,12 +144,11 @@ def _rankings(outcomes: Sequence[Outcome]) -> Table:
                         output,
                         direction.replace("_", " "),
                         f"{row.map_torch:.4f}",
-                        f"{row.map_exported:.4f}",
                         f"{change:+.4f} ± {row.interval:.4f}",
                         f"{row.top10_overlap:.1%}",
                     )
                 )
-    columns = ["variant", "representation", "direction", "MAP PyTorch", "MAP exported", "change", "top 10 kept"]
+    columns = ["variant", "output", "direction", "MAP PyTorch", "change", "top 10 kept"]
     note = "Change: with the half of its 95 % interval, from the differences of the queries' AP."
     return Table("Rankings beside PyTorch's", columns, rows, note=note)
 
