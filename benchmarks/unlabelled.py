@@ -27,9 +27,8 @@ from dckt_trainer.data.synthetic import write_synthetic
 from dckt_trainer.evaluate import evaluate
 from dckt_trainer.inputs import prepare
 from dckt_trainer.linear import LinearModel, default_clusters, fit_both, fit_unlabelled, transfer_helps
-from dckt_trainer.linear.clusters import find_clusters
 from dckt_trainer.linear.fit import MEDIA, Candidate, Data, class_means, to_model, unit
-from dckt_trainer.linear.unlabelled import as_own_classes, choose_space, join
+from dckt_trainer.linear.unlabelled import as_own_classes, choose_space, feature_clusters, join
 from dckt_trainer.pairs import PairSet
 from dckt_trainer.plan import make_plan
 from dckt_trainer.progress import Bars, Silent
@@ -74,8 +73,7 @@ def pairs_only(pairs: Pairs) -> tuple[LinearModel, bool]:
 def clusters_only(pairs: Pairs) -> tuple[LinearModel, bool]:
     """(c) Clusters of the features of both media are the classes: of the space, and of the prototypes."""
     pairs_as_classes = _data(pairs, by_source=False)
-    rows = unit(np.concatenate([unit(part) for part in pairs_as_classes.rows], axis=1))
-    labels = (rows @ find_clusters(rows, default_clusters(len(rows))).T).argmax(axis=1)
+    labels = feature_clusters(pairs_as_classes, default_clusters(len(pairs["target.train"])))
     train = replace(pairs["target.train"], labels=torch.from_numpy(labels))
     data = Data.of(train, as_own_classes(pairs["target.val"]), None)
     space = choose_space(data, (0.0,))

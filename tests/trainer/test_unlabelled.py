@@ -15,8 +15,18 @@ from dckt_trainer.data.feature_corpus import read_feature_corpus
 from dckt_trainer.evaluate import evaluate
 from dckt_trainer.linear import default_clusters, fit_both, fit_unlabelled, transfer_helps
 from dckt_trainer.linear.clusters import BLUR, SCALINGS, balanced, find_clusters
-from dckt_trainer.linear.fit import Choice, Data, unit
-from dckt_trainer.linear.unlabelled import SHARE, TEMPERATURE, Space, as_own_classes, choose_space, join, plainest
+from dckt_trainer.linear.fit import Choice, Data, class_means, steps, unit
+from dckt_trainer.linear.unlabelled import (
+    SHARE,
+    TEMPERATURE,
+    Space,
+    as_own_classes,
+    choose_space,
+    feature_clusters,
+    join,
+    plainest,
+    side_by_side,
+)
 from dckt_trainer.pairs import PairSet
 from dckt_trainer.progress import Silent
 from dckt_trainer.runs import open_run
@@ -119,6 +129,35 @@ def test_the_plainest_of_those_that_are_as_good():
     assert plainest([spaces[0], behind]) is spaces[0]
 
 
+def test_clusters_of_features_in_part_of_the_covariance(target):
+    data = Data.of(as_own_classes(target["target.train"]), as_own_classes(target["target.val"]), None)
+    labels = feature_clusters(data, 4)
+    assert set(labels) == {0, 1, 2, 3}
+    mixed = data.in_part_by(labels, 0.3).target
+    of_clusters = sum(np.outer(*(class_means(rows, labels)[label] for rows in data.rows)) for label in labels) / len(
+        labels
+    )
+    np.testing.assert_allclose(mixed.across, 0.7 * data.target.across + 0.3 * of_clusters, atol=1e-12)
+    np.testing.assert_allclose(mixed.image, data.target.image, atol=1e-12)
+
+
+def test_spaces_side_by_side_count_alike(target):
+    data = Data.of(as_own_classes(target["target.train"]), as_own_classes(target["target.val"]), None)
+    space = choose_space(data, (0.0,))
+    longer = replace(space, maps=[3 * to[:, :4] for to in space.maps])
+    both = side_by_side([space, longer], data)
+    assert both.choice == space.choice
+    widths = [to.shape[1] for to in (*space.maps, *both.maps)]
+    assert widths[2:] == [width + 4 for width in widths[:2]]
+    for first in (slice(None, -4), slice(-4, None)):
+        lengths = [
+            np.linalg.norm(rows @ to[:, first], axis=1).mean() for rows, to in zip(data.rows, both.maps, strict=True)
+        ]
+        assert np.mean(lengths) == pytest.approx(1)
+    alone = side_by_side([space], data)
+    np.testing.assert_allclose(alone.reciprocal_ranks, space.reciprocal_ranks)
+
+
 def test_what_items_are_compared_by(target):
     data = Data.of(as_own_classes(target["target.train"]), as_own_classes(target["target.val"]), None)
     space = choose_space(data, (0.0,))
@@ -148,7 +187,9 @@ def test_labels_have_no_influence(target, source):
 
 
 def test_what_is_fitted_is_what_the_model_computes(target, source):
-    fitted = fit_unlabelled(target["target.train"], target["target.val"], 9, source=source)
+    done = []
+    fitted = fit_unlabelled(target["target.train"], target["target.val"], 9, source=source, advance=done.append)
+    assert sum(done) == steps(source=True, labelled=False)
     own = as_own_classes(target["target.val"])
     assert evaluate(fitted.model, own, CPU).average == pytest.approx(fitted.per_pair.mean(), abs=1e-3)
     assert fitted.model.classes == 9

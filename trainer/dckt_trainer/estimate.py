@@ -274,7 +274,8 @@ class _Estimation:
             seconds["image features"] = self._features_seconds(self.plan.trunk, missing)
         if self.linear:
             seconds["correlations"] = analysis_seconds() * sum(
-                steps(source=source) for source in (False, True)[: len(self.plan.corpora)]
+                steps(source=source, labelled=config.target.labels == "known")
+                for source in (False, True)[: len(self.plan.corpora)]
             )
         networks: dict[str, DomainNetwork] = {}
         for domain in (name for name in DOMAINS if name in self.shapes):

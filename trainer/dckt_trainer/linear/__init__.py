@@ -17,8 +17,9 @@ compared by
 
 which is the cosine of all three, one behind the other. m = 0 leaves the source out.
 
-Where the target's labels are unknown, its pairs take the place of classes in C_it, and clusters of them that of the
-prototypes (:mod:`dckt_trainer.linear.unlabelled`); there are no regressions.
+Where the target's labels are unknown, its pairs take the place of classes in C_it, beside a second space where clusters
+do so in part, and clusters of pairs that of the prototypes (:mod:`dckt_trainer.linear.unlabelled`); there are no
+regressions.
 
 Shape letters: N pairs, F features of a medium, R of them after reduction, D dimensions of the space, C classes.
 """

@@ -30,11 +30,11 @@ def fit_both(
         labelled: whether the target's labels are known.
     """
     fit = fit_linear if labelled else fit_unlabelled
-    with reporter.task("correlations, target", steps(source=False)) as advance:
+    with reporter.task("correlations, target", steps(source=False, labelled=labelled)) as advance:
         found = [fit(pairs["target.train"], pairs["target.val"], classes, advance=advance)]
     if "source.train" in pairs:
         train, validation = (pairs[f"target.{part}.by_source"] for part in ("train", "val"))
-        with reporter.task("correlations, source and target", steps(source=True)) as advance:
+        with reporter.task("correlations, source and target", steps(source=True, labelled=labelled)) as advance:
             found.append(fit(train, validation, classes, source=pairs["source.train"], advance=advance))
     return tuple(found)
 

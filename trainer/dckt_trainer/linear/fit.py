@@ -107,9 +107,9 @@ def fit_linear(
     return Fitted(to_model(data.bases, best), best.choice, best.per_pair)
 
 
-def steps(*, source: bool) -> int:
-    """How many analyses :func:`fit_linear` makes."""
-    return len(MASSES if source else (0.0,)) * len(RIDGES)
+def steps(*, source: bool, labelled: bool = True) -> int:
+    """How many analyses a fit makes; without labels there are two spaces."""
+    return len(MASSES if source else (0.0,)) * len(RIDGES) * (1 if labelled else 2)
 
 
 def analysis_seconds() -> float:
@@ -213,6 +213,10 @@ class Data:
             other = _covariances([basis.source(_rows(source, medium)) for basis, medium in each], source.labels.numpy())
         asked = [basis.target(_rows(validation, medium)) for basis, medium in each]
         return cls(bases, target, other, rows, labels, asked, _equal(validation.labels.numpy()))
+
+    def in_part_by(self, labels: Labels, part: float) -> Data:
+        """The same, where the target's cross-covariance is in part that of other classes (N,)."""
+        return replace(self, target=self.target.mixed(_covariances(self.rows, labels), part))
 
 
 @dataclass(frozen=True)

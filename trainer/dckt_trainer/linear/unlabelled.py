@@ -2,15 +2,17 @@
 
 Every pair is taken for a class of its own. So the target's part of the cross-covariance is that of its pairs, and
 average precision is the reciprocal rank of the partner, by which validation pairs choose; the source's part is still
-that of its classes' means. In the space that this gives, clusters of the training pairs
-(:mod:`dckt_trainer.linear.clusters`) have prototypes in place of the classes, and items are compared by
+that of its classes' means. Beside the space that this gives stands a second one, for which half of the target's
+cross-covariance is that of clusters of the features of both media; each is chosen by itself. In both, side by side,
+clusters of the training pairs (:mod:`dckt_trainer.linear.clusters`) have prototypes in place of the classes, and items
+are compared by
 
     w cos(probabilities of the clusters) + (1 - w) cos(z).
 
 The partner of an item is its nearest relative, not all of them: what is best for it is sharper than what is best for a
-search by meaning. So of all spaces that are as good as the best within two standard errors the plainest is taken
-(after Breiman et al., 1984), the one with most of the source, the highest power and the strongest ridge; and T and w
-are fixed, for partners cannot tell.
+search by meaning. So of all spaces of a kind that are as good as the best within two standard errors the plainest is
+taken (after Breiman et al., 1984), the one with most of the source, the highest power and the strongest ridge; and T
+and w are fixed, for partners cannot tell.
 """
 
 from __future__ import annotations
@@ -23,7 +25,19 @@ import torch
 
 from dckt_trainer.linear.basis import Matrix
 from dckt_trainer.linear.clusters import find_clusters
-from dckt_trainer.linear.fit import MASSES, POWERS, RIDGES, Candidate, Choice, Data, Fitted, per_pair, to_model, unit
+from dckt_trainer.linear.fit import (
+    MASSES,
+    POWERS,
+    RIDGES,
+    Candidate,
+    Choice,
+    Data,
+    Fitted,
+    Labels,
+    per_pair,
+    to_model,
+    unit,
+)
 from dckt_trainer.linear.regression import Regression, softmax
 from dckt_trainer.pairs import PairSet
 
@@ -31,6 +45,7 @@ from dckt_trainer.pairs import PairSet
 STANDARD_ERRORS = 2.0
 TEMPERATURE = 0.15
 SHARE = 0.5
+CLUSTERS_PART = 0.5  # of the second space's cross-covariance; pairs have the rest
 
 
 def fit_unlabelled(
@@ -51,10 +66,13 @@ def fit_unlabelled(
         advance: told of each analysis that is done; there are as many as in :func:`dckt_trainer.linear.fit.steps`.
 
     Returns:
-        A model with K clusters in place of classes; ``per_pair`` holds reciprocal ranks.
+        A model with K clusters in place of classes; ``per_pair`` holds reciprocal ranks, and m, r and p of ``choice``
+        are those of the space of pairs.
     """
     data = Data.of(as_own_classes(train), as_own_classes(validation), source)
-    space = choose_space(data, MASSES if source else (0.0,), advance)
+    with_clusters = data.in_part_by(feature_clusters(data, clusters), CLUSTERS_PART)
+    masses = MASSES if source else (0.0,)
+    space = side_by_side([choose_space(each, masses, advance) for each in (data, with_clusters)], data)
     found = join(space, data, find_clusters(space.places(data.rows), clusters))
     return Fitted(to_model(data.bases, found), found.choice, found.per_pair)
 
@@ -62,6 +80,13 @@ def fit_unlabelled(
 def as_own_classes(pairs: PairSet) -> PairSet:
     """The pairs, each of them a class of its own."""
     return replace(pairs, labels=torch.arange(len(pairs)))
+
+
+def feature_clusters(data: Data, clusters: int) -> Labels:
+    """(N,) the cluster of each training pair, of K clusters of its image and text, one behind the other."""
+    rows = unit(np.concatenate([unit(part) for part in data.rows], axis=1))
+    nearest: Labels = (rows @ find_clusters(rows, clusters).T).argmax(axis=1)
+    return nearest
 
 
 @dataclass(frozen=True)
@@ -97,10 +122,7 @@ def choose_space(data: Data, masses: Iterable[float], advance: Callable[[int], N
         mixed = data.target.mixed(data.source, mass)
         for ridge in RIDGES:
             analysis = mixed.correlate(ridge)
-            for power in POWERS:
-                maps = analysis.weighted(power)
-                image, text = (unit(rows @ to) for rows, to in zip(data.asked, maps, strict=True))
-                spaces.append(Space(Choice(mass, ridge, power), maps, per_pair(image @ text.T, data)))
+            spaces += [_space(Choice(mass, ridge, power), analysis.weighted(power), data) for power in POWERS]
             advance(1)
     return plainest(spaces)
 
@@ -114,6 +136,21 @@ def plainest(spaces: Sequence[Space]) -> Space:
         return bool(behind.mean() <= STANDARD_ERRORS * behind.std(ddof=1) / np.sqrt(len(behind)))
 
     return max(filter(as_good, spaces), key=lambda space: (space.choice.mass, space.choice.power, space.choice.ridge))
+
+
+def side_by_side(spaces: Sequence[Space], data: Data) -> Space:
+    """One space of all dimensions of several, whose training items have the same mean length; m, r, p of the first."""
+    scaled = []
+    for space in spaces:
+        lengths = [np.linalg.norm(rows @ to, axis=1).mean() for rows, to in zip(data.rows, space.maps, strict=True)]
+        scaled.append([to / np.mean(lengths) for to in space.maps])
+    maps = [np.concatenate(of_medium, axis=1) for of_medium in zip(*scaled, strict=True)]
+    return _space(spaces[0].choice, maps, data)
+
+
+def _space(choice: Choice, maps: Sequence[Matrix], data: Data) -> Space:
+    image, text = (unit(rows @ to) for rows, to in zip(data.asked, maps, strict=True))
+    return Space(choice, maps, per_pair(image @ text.T, data))
 
 
 def join(space: Space, data: Data, prototypes: Matrix) -> Candidate:
