@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dckt.errors import ConfigError, ParityError
-from dckt_export.parity import Thresholds, failures, measure, read_thresholds
+from dckt_export.parity import Parity, RankingParity, Thresholds, failures, measure, read_thresholds
 
 FP32 = read_thresholds()["fp32"]
 
@@ -167,7 +167,7 @@ def test_the_interval_of_a_change():
     # One query of four falls from 1 to 5/12: the mean falls by 7/48, the standard deviation is sqrt(3) times that.
     direction = measure(EXACT, changed("image", 0, [0, 1]), LABELS, IDS).directions["image_to_text"]
     assert direction.map_exported - direction.map_torch == pytest.approx(-7 / 48)
-    assert direction.interval == pytest.approx(1.96 * math.sqrt(3) * 7 / 48 / 2)
+    assert direction.interval == pytest.approx(1.959964 * math.sqrt(3) * 7 / 48 / 2)
 
 
 def test_a_change_that_may_be_chance_is_no_reason():
@@ -177,6 +177,25 @@ def test_a_change_that_may_be_chance_is_no_reason():
     more = measure(many(EXACT), many(changed("image", 0, [0, 1])), MANY_LABELS, MANY_IDS)
     lines = failures({"fc9": more}, Thresholds(cosine_min=0, cosine_median=0, map_change=0.0005))
     assert any("image to text" in line for line in lines)
+
+
+def test_the_more_rankings_the_wider_the_interval():
+    # A change of 2.2 standard errors (40 queries): beyond the interval of one ranking or two, within that of four.
+    def parity(change):
+        ranking = RankingParity(map_torch=0.5, map_exported=0.5 + change, interval=1.959964 * 0.01, top10_overlap=1)
+        still = dataclasses.replace(ranking, map_exported=0.5)
+        media = measure(EXACT, EXACT, LABELS, IDS).media
+        return Parity(media=media, directions={"image_to_text": ranking, "text_to_image": still})
+
+    bounds = Thresholds(cosine_min=0, cosine_median=0, map_change=0.002)
+    one = dataclasses.replace(parity(0.022), directions={"image_to_text": parity(0.022).directions["image_to_text"]})
+    assert failures({"fc9": one}, bounds)
+    assert failures({"fc9": parity(0.023)}, bounds)  # two: 2.24
+    assert failures({"fc9": parity(0.022)}, bounds) == []
+    both = {"fc9": parity(0.0249), "probability": parity(0)}
+    assert failures(both, bounds) == []  # four: 2.50
+    (line,) = failures({**both, "fc9": parity(0.0251)}, bounds)
+    assert "(+0.0251 ± 0.0250)" in line
 
 
 def test_each_threshold_counts():
