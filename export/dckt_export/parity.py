@@ -154,6 +154,8 @@ def failures(parity: Mapping[str, Parity], thresholds: Thresholds) -> list[str]:
         thresholds: what is to be kept.
     """
     rankings = sum(len(one.directions) for one in parity.values())
+    if not rankings:  # no representation could be compared; why not is said where that was found
+        return []
     # One ranking in twenty is beyond its own interval by chance; of four, one in five exports would have such a one.
     wider = _deviations(rankings) / _deviations(1)
     return [line for name, one in parity.items() for line in _failures(name, one, thresholds, wider)]
