@@ -199,7 +199,7 @@ def _work(index: Index, log: TextIO, name: str, plan: Plan, random: Random, end:
         if what < 0.7:
             question = random.randrange(_QUERIES)
             hits = index.search(questions[question][None], _K)[0]
-            found = [(hit.id, round(hit.score, 7), hit.metadata.get("version")) for hit in hits]
+            found = [(hit.id, hit.score, hit.metadata.get("version")) for hit in hits]
             _write(log, {"by": name, "search": question, "began": began, "ended": time.monotonic(), "hits": found})
         elif what < 0.8 and live:
             gone = random.sample(sorted(live), min(len(live), random.choice((1, 3))))
