@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -647,9 +648,47 @@ def test_a_grown_graph_that_falls_short_is_built_anew(tmp_path, monkeypatch):
     with index_of(tmp_path / "i", unit(300)) as index:
         old = index._shelves["text"].graph
         monkeypatch.setattr(HnswGraph, "recalls", lambda graph, *_: np.full(5, 0.5 if graph is old else 1.0))
-        index.add("text", [f"u{row}" for row in range(200)], unit(200, seed=6))
+        index.add("text", [f"u{row}" for row in range(400)], unit(400, seed=6))
         assert index._shelves["text"].graph is not old
-        assert search_state(index) == ("hnsw", 500)
+        assert search_state(index) == ("hnsw", 700)
+
+
+def test_effort_grows_with_the_graph_until_it_is_measured_again(tmp_path):
+    vectors = unit(900)
+    with index_of(tmp_path / "i", vectors[:400]) as index:
+        measured = index.info().media["text"].ef
+        index.add("text", [f"u{row}" for row in range(200)], vectors[400:600])
+        assert search_state(index) == ("hnsw", 600)
+        assert index.info().media["text"].ef == math.ceil(measured * 1.5**0.5) > measured
+        index.add("text", [f"v{row}" for row in range(300)], vectors[600:])
+        shelf = index._shelves["text"]
+        assert shelf.report.count == shelf.covered == 900
+        assert index.info().media["text"].ef == shelf.report.effort
+
+
+@pytest.mark.parametrize("known", [0, 1, 5, 6, 7, 9, 20, 60])
+def test_the_lowest_effort_that_is_enough_is_found_from_below(monkeypatch, known):
+    graph = HnswGraph(4)
+    graph._count = 10_000
+    wanted = hnsw.EFFORTS[7]
+    monkeypatch.setattr(graph, "recalls", lambda queries, floors, effort, *_: np.full(9, float(effort >= wanted)))
+    unused = np.zeros((9, 4), np.float32)
+    for end in (wanted, 10 * hnsw.EFFORTS[-1]):
+        wanted = end
+        efforts = [effort for effort in hnsw.EFFORTS if effort >= wanted]
+        start = hnsw.EFFORTS[known] if known else None
+        expected = max(efforts[0], start or 0) if efforts else hnsw.EFFORTS[-1]
+        assert graph.tune(unused, unused[:, 0], np.ones(1, bool), 0.99, start)[0] == expected
+
+
+def test_floors_are_the_same_by_any_blocks(monkeypatch):
+    vectors, queries = unit(500), unit(20, seed=3)
+    vectors[200:260] = vectors[7]  # more ties than a block of the best holds
+    used = np.arange(500) % 5 > 0
+    expected = np.sort(queries @ vectors[used].T, axis=1)[:, -10]
+    for block in (3, 64, 1000):
+        monkeypatch.setattr(hnsw, "_BLOCK", block)
+        np.testing.assert_allclose(hnsw.tenth_best([vectors[:33], vectors[33:]], used, queries), expected, atol=1e-6)
 
 
 def test_auto_builds_a_graph_behind_the_limit_only(tmp_path, monkeypatch):

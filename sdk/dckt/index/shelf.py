@@ -63,7 +63,7 @@ class Shelf(GraphedRows):
         """Of a search in the graph, or 0 where it does not pay. Steps are doubled, so that most k share one."""
         if self.graph is None:
             return 0
-        effort, reach = self.effort, NEIGHBOURS
+        effort, reach = self.present_effort(), NEIGHBOURS
         while reach < k:
             effort, reach = 2 * effort, 2 * reach
         return effort if effort <= min(MAX_EFFORT, self.covered // 2) else 0

@@ -163,7 +163,7 @@ class Upkeep(IndexState):
                 shelf.attach(graph, report)
 
     def _grow(self, shelf: Shelf) -> None:
-        # A graph that grew by half of what it should cannot be used.
+        # A graph that grew by a part of what it should cannot be used.
         with self._refused_if_it_fails(shelf):
             shelf.grow_graph(self._exclusive, self._threads)
         if shelf.outgrew_report():
