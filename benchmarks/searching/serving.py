@@ -23,6 +23,7 @@ from searching.peers import SHOPS
 from searching.table import Table, verdict
 
 PICTURES = 20
+TEXTS_MORE = 8  # times as many searches of texts as of pictures: they are quick, and all callers start at once
 
 
 def end_to_end(bundle: Path, folder: Path, *, items: int, turns: int) -> Table:
@@ -93,8 +94,9 @@ def callers(
     index = filled(bundle, folder, items)
     table = Table(
         "callers",
-        f"{count} callers at once, each {calls} searches among {items:,} items, {bundle.name}, model on {threads} "
-        f"threads, {turns} turns; max_batch {batching.max_batch}, max_wait {1e3 * batching.max_wait:g} ms",
+        f"{count} callers at once, each {calls} searches with pictures and {TEXTS_MORE * calls} with texts, among "
+        f"{items:,} items, {bundle.name}, model on {threads} threads, {turns} turns; max_batch {batching.max_batch}, "
+        f"max_wait {1e3 * batching.max_wait:g} ms",
     )
     model = Bundle.open(bundle)
     side = model.manifest.image.side
@@ -110,7 +112,8 @@ def callers(
     ):
         for medium, asked in queries.items():
             searchers = {"each for itself": alone, "batched": shared}
-            table.rows += _rush(medium, asked, searchers, batching, turns, count, calls)
+            each = calls if medium == "image" else TEXTS_MORE * calls
+            table.rows += _rush(medium, asked, searchers, batching, turns, count, each)
     table.notes.append(
         "Bound: max_wait and three times the median time of one call with a full batch: the batch that runs when a "
         "caller comes, the one that it may find full, and its own."

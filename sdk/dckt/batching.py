@@ -20,11 +20,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How concurrent searches share the encoder.
+    """How concurrent searches share calls of the model and of the index.
 
     Attributes:
-        max_batch: items that are encoded at once.
-        max_wait: seconds that a caller waits for others, at most, before its batch is encoded.
+        max_batch: queries that are encoded and looked up at once.
+        max_wait: seconds that a caller waits for others, at most, before its batch is begun.
     """
 
     max_batch: int = 32

@@ -30,7 +30,7 @@ class SearchResult(Sequence[Hit]):
         query_medium: ``image``, ``text``, or another of the model's.
         timings: seconds by stage, in their order: ``decode`` (a picture), ``tokenize`` (a text) or ``check`` (features
             of another medium), ``encode``, with the wait for other callers if they share it, ``search``, and
-            ``reorder``, as they apply. Of the whole batch, for a batch.
+            ``reorder``, as they apply. Of the whole batch, for a batch and for callers that share one.
     """
 
     hits: tuple[Hit, ...]
@@ -78,6 +78,10 @@ class Question:
         if self.reorder and self.reorder < self.k:
             raise ConfigError(f"reorder is {self.reorder}, k is {self.k}; expected 0, or at least k candidates")
 
+    def shares(self, other: Question) -> bool:
+        """Whether both can be looked up at once. Filters are compared by identity: 1 equals True, and finds others."""
+        return self is other or (self.where is None and self == other)
+
     def wider(self) -> Question:
         """The same for one hit more, such as the query itself."""
         return replace(self, k=self.k + 1)
@@ -100,8 +104,8 @@ def floors(
     return {medium: calibration.threshold(query_medium, medium) for medium in media}
 
 
-def find(index: Index, vectors: Vectors, question: Question) -> tuple[list[tuple[Hit, ...]], dict[str, float]]:
-    """Hits for each query, and the seconds that ``search`` and ``reorder`` took.
+def find(index: Index, vectors: Vectors, question: Question) -> tuple[list[Sequence[Hit]], dict[str, float]]:
+    """Hits for each query, maybe made when they are first read, and the seconds of ``search`` and ``reorder``.
 
     Args:
         index: where to look.
@@ -118,9 +122,24 @@ def find(index: Index, vectors: Vectors, question: Question) -> tuple[list[tuple
     searched = time.perf_counter()
     timings = {"search": searched - began}
     if question.reorder:
-        found = [_reordered(index, query, hits) for query, hits in zip(also[0], found, strict=True)]
+        found = [_reordered(index, query, hits)[: question.k] for query, hits in zip(also[0], found, strict=True)]
         timings["reorder"] = time.perf_counter() - searched
-    return [tuple(hits[: question.k]) for hits in found], timings
+    return found, timings
+
+
+def find_each(
+    index: Index, vectors: Vectors, questions: Sequence[Question]
+) -> list[tuple[Sequence[Hit], dict[str, float]]]:
+    """As :func:`find`, for a question of each query; those of the same question are looked up at once."""
+    found: dict[int, tuple[Sequence[Hit], dict[str, float]]] = {}
+    left = list(range(len(questions)))
+    while left:
+        together = [place for place in left if questions[left[0]].shares(questions[place])]
+        part = {name: of[together] for name, of in vectors.items()} if len(together) < len(questions) else vectors
+        hits, timings = find(index, part, questions[left[0]])
+        found |= {place: (own, timings) for place, own in zip(together, hits, strict=True)}
+        left = [place for place in left if place not in found]
+    return [found[place] for place in range(len(questions))]
 
 
 def _candidates(index: Index, queries: NDArray[np.float32], question: Question) -> list[Sequence[Hit]]:

@@ -8,19 +8,17 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dckt.batching import Batcher, Batching
 from dckt.bundle import MEDIA, Bundle
 from dckt.errors import ConfigError, ItemError, TextError
 from dckt.features import checked_rows
@@ -51,15 +49,11 @@ class Model:
         *,
         limits: ImageLimits | None = None,
         threads: int | None = None,
-        batching: Batching | None = None,
     ) -> None:
         self.bundle = bundle
         self.encoders = encoders
         self.limits = limits or ImageLimits()
         self.workers = threads or os.cpu_count() or 1
-        self._batchers: Mapping[str, Batcher[Any, Vectors]] = MappingProxyType(
-            {medium: Batcher(partial(self._encode_each, medium), batching) for medium in encoders} if batching else {}
-        )
 
     @classmethod
     def open(
@@ -71,7 +65,6 @@ class Model:
         threads: int | None = None,
         also: Sequence[str] = (),
         limits: ImageLimits | None = None,
-        batching: Batching | None = None,
     ) -> Self:
         """Opens the encoders of a bundle and runs each once, so that the first search is not the slow one.
 
@@ -82,7 +75,6 @@ class Model:
             threads: of the model on the CPU, and of decoding pictures; None takes every core.
             also: representations to compute beside the bundle's own, in the same pass.
             limits: of pictures; None takes the defaults.
-            batching: how concurrent callers of :meth:`encode_one` share a call; None: each has its own.
 
         Raises:
             DcktError: see :func:`dckt.runtime.choice.open_encoders`.
@@ -95,12 +87,10 @@ class Model:
             _warm_up_decoder()
             _ = bundle.vocabulary  # so that the first search does not have to read it
             opened.pop_all()
-        return cls(bundle, encoders, limits=limits, threads=threads, batching=batching)
+        return cls(bundle, encoders, limits=limits, threads=threads)
 
     def close(self) -> None:
-        """Closes the encoders. Callers that wait for others get an error."""
-        for batcher in self._batchers.values():
-            batcher.close()
+        """Closes the encoders."""
         for encoder in self.encoders.values():
             encoder.close()
 
@@ -183,16 +173,6 @@ class Model:
         else:
             batch = np.empty((0, self.width(medium)), np.float32)
         return self.encoders[medium].run_all(batch)
-
-    def encode_one(self, medium: str, prepared: Any) -> Vectors:
-        """Vectors (1, D) of one item; with batching, from a call that concurrent callers share."""
-        if medium in self._batchers:
-            return self._batchers[medium](prepared)
-        return self.encode(medium, [prepared])
-
-    def _encode_each(self, medium: str, prepared: Sequence[Any]) -> list[Vectors]:
-        vectors = self.encode(medium, prepared)
-        return [{name: of[row : row + 1] for name, of in vectors.items()} for row in range(len(prepared))]
 
 
 def open_bundle(path: str | Path) -> Bundle:

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from numpy.typing import ArrayLike
 
 from dckt.adding import AddReport, Failure, Options, Part, Progress, Row, add, rows_of
-from dckt.batching import Batching
+from dckt.batching import Batcher, Batching
 from dckt.bundle import Bundle
 from dckt.collect import Collection, Item
 from dckt.errors import ConfigError, IndexFolderError, ItemError, UnknownItemError
 from dckt.features import checked_rows
 from dckt.files import atomic_folder
-from dckt.finding import Question, SearchResult, find, floors
+from dckt.finding import Question, SearchResult, find, find_each, floors
 from dckt.index import Hit, Index
 from dckt.index.items import shown
 from dckt.index.store import ITEMS
@@ -35,6 +37,9 @@ __all__ = ["AddReport", "Batching", "Failure", "Hit", "ImageLimits", "SearchResu
 MinScore = float | Literal["calibrated"] | None
 Media = str | Sequence[str] | None
 Where = Mapping[str, Any] | None
+
+_Asked = tuple[Any, Question]  # what Model.prepare gave, and what is asked with it
+_Found = tuple[Sequence[Hit], Mapping[str, float]]  # and the seconds of each stage behind the encoder
 
 
 class Searcher:
@@ -52,10 +57,13 @@ class Searcher:
         model: what encodes.
     """
 
-    def __init__(self, model: Model, index: Index) -> None:
+    def __init__(self, model: Model, index: Index, *, batching: Batching | None = None) -> None:
         self.bundle = model.bundle
         self.model = model
         self.index = index
+        self._batchers: Mapping[str, Batcher[_Asked, _Found]] = MappingProxyType(
+            {medium: Batcher(partial(self._find, medium), batching) for medium in model.encoders} if batching else {}
+        )
 
     @classmethod
     def open(
@@ -78,7 +86,8 @@ class Searcher:
                 bundle's variants that can run here. :attr:`providers` says which it is.
             device: where the model runs: ``cpu``; ``cuda``, or an error; ``auto``, CUDA if it attaches.
             threads: of the model on the CPU, of decoding pictures, and of building a graph; None takes every core.
-            batching: how concurrent callers of :meth:`search` share calls of the model; None: each has its own.
+            batching: how concurrent callers of :meth:`search` share calls of the model and of the index; None: each has
+                its own.
             limits: of bytes and pixels of pictures; None takes the defaults.
 
         Raises:
@@ -208,16 +217,18 @@ class Searcher:
             raise IndexFolderError(f"{index}: the index cannot be written ({error})") from error
 
     @classmethod
-    def _with_model(cls, bundle: Bundle, index: Index, **options: Any) -> Self:
+    def _with_model(cls, bundle: Bundle, index: Index, *, batching: Batching | None = None, **options: Any) -> Self:
         second = index.meta.second
         with ExitStack() as opened:
             opened.enter_context(index)
             model = Model.open(bundle, also=[second] if second else [], **options)
             opened.pop_all()
-        return cls(model, index)
+        return cls(model, index, batching=batching)
 
     def close(self) -> None:
-        """Closes the model and the index. Nothing is lost without it."""
+        """Closes the model and the index. Nothing is lost without it; callers that wait for others get an error."""
+        for batcher in self._batchers.values():
+            batcher.close()
         self.model.close()
         self.index.close()
 
@@ -503,10 +514,12 @@ class Searcher:
         """
         asked, source = self._query({"image": image, "text": text}, features, medium, "an image or a text or features")
         question = self._question(asked, self._wanted(media, asked), k, where, min_score, reorder)
-        results = self._answer(
-            asked, lambda: self.model.prepare(asked, source), lambda one: self.model.encode_one(asked, one), question
-        )
-        return results[0]
+        began = time.perf_counter()
+        prepared = self.model.prepare(asked, source)
+        ready = time.perf_counter()
+        one = prepared, question
+        found = [self._batchers[asked](one)] if asked in self._batchers else self._find(asked, [one])
+        return _results(asked, began, ready, found)[0]
 
     def search_batch(
         self,
@@ -548,12 +561,10 @@ class Searcher:
         rest = iter(queries)
         results: list[SearchResult] = []
         while part := list(islice(rest, batch_size)):
-            results += self._answer(
-                asked,
-                lambda part=part: self.model.prepare_all(asked, part),  # type: ignore[misc]
-                lambda prepared: self.model.encode(asked, prepared),
-                question,
-            )
+            began = time.perf_counter()
+            prepared = self.model.prepare_all(asked, part)
+            ready = time.perf_counter()
+            results += _results(asked, began, ready, self._find(asked, [(one, question) for one in prepared]))
         return tuple(results)
 
     def similar(
@@ -599,22 +610,9 @@ class Searcher:
             raise ConfigError(f"a search takes {expected}, one of them")
         return given[0]
 
-    def _answer(
-        self,
-        medium: str,
-        prepare: Callable[[], Any],
-        encode: Callable[[Any], Any],
-        question: Question,
-    ) -> list[SearchResult]:
-        began = time.perf_counter()
-        prepared = prepare()
-        ready = time.perf_counter()
-        vectors = encode(prepared)
-        encoded = time.perf_counter()
-        found, timings = find(self.index, vectors, question)
-        first = {"image": "decode", "text": "tokenize"}.get(medium, "check")
-        timings = {first: ready - began, "encode": encoded - ready, **timings}
-        return [SearchResult(hits, medium, timings) for hits in found]
+    def _find(self, medium: str, asked: Sequence[_Asked]) -> Sequence[_Found]:
+        vectors = self.model.encode(medium, [prepared for prepared, _ in asked])
+        return find_each(self.index, vectors, [question for _, question in asked])
 
     def _question(
         self, medium: str, wanted: Sequence[str], k: int, where: Where, min_score: MinScore, reorder: int
@@ -636,6 +634,22 @@ class Searcher:
         if unknown or not names:
             raise ConfigError(f"media is {media!r}; expected one or several of {', '.join(known)}")
         return names
+
+
+def _results(medium: str, began: float, ready: float, found: Sequence[_Found]) -> list[SearchResult]:
+    """Results of what was prepared from one moment to another and found behind that."""
+    encoded = time.perf_counter()
+    hits = [tuple(own) for own, _ in found]  # made here, where no other caller waits for it
+    made = time.perf_counter()
+    _, stages = found[0]
+    first = {"image": "decode", "text": "tokenize"}.get(medium, "check")
+    timings = {
+        first: ready - began,
+        "encode": encoded - ready - sum(stages.values()),
+        **stages,
+        "search": stages["search"] + made - encoded,
+    }
+    return [SearchResult(own, medium, timings) for own in hits]
 
 
 def _second(bundle: Bundle) -> tuple[str, int]:

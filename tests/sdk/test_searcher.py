@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ from dckt.errors import (
     TextError,
     UnknownItemError,
 )
+from dckt.finding import Question, find, find_each
+from dckt.index import Index
 from dckt.preprocessing import ImageLimits
 from dckt.runtime.onnx import OnnxEncoder
 from dckt.searcher import AddReport, Searcher
@@ -830,6 +833,29 @@ def test_shared_calls_find_the_same(filled, tiny_bundle, colour_images):
     assert all(error is None or (isinstance(error, DcktError) and "closed" in str(error)) for error in ended)
 
 
+def test_queries_of_one_batch_may_ask_for_different_things(shop, monkeypatch):
+    names = ["red", "blue", "green"]
+    prepared = [shop.model.prepare("text", name) for name in names]
+    vectors = shop.model.encode("text", [prepared[number % 3] for number in range(9)])
+    plain = Question(k=2, media=["image"], where=None, floors=None, reorder=0)
+    other = replace(plain, where={"shop": "A"})
+    questions = [plain, replace(plain), other, replace(plain, k=4), other, replace(plain, media=["image", "text"])]
+    # 1 equals True, and is another filter.
+    questions += [replace(plain, where={"price": 1}), replace(plain, where={"price": True}), plain]
+    asked = []
+    real = Index.search
+    monkeypatch.setattr(
+        Index, "search", lambda index, rows, *_, **more: asked.append(len(rows)) or real(index, rows, *_, **more)
+    )
+    found = find_each(shop.index, vectors, questions)
+    assert asked == [3, 2, 1, 1, 1, 1]
+    for number, (hits, timings) in enumerate(found):
+        alone = {name: of[number : number + 1] for name, of in vectors.items()}
+        assert list(hits) == list(find(shop.index, alone, questions[number])[0][0])
+        assert list(timings) == ["search"]
+    assert [len(hits) for hits, _ in found] == [2, 2, 2, 4, 2, 2, 0, 0, 2]
+
+
 def test_the_batches_of_concurrent_callers_reach_the_model(filled, tiny_bundle, monkeypatch):
     with Searcher.open(
         tiny_bundle, filled.index.path, device="cpu", threads=1, batching=Batching(max_wait=60)
@@ -849,7 +875,7 @@ def test_the_batches_of_concurrent_callers_reach_the_model(filled, tiny_bundle, 
             calls = [pool.submit(searcher.search, text="red")]
             assert entered.wait(60)
             calls += [pool.submit(searcher.search, text=name) for name in ("red", "blue", "a green bag", "white")]
-            batcher = searcher.model._batchers["text"]
+            batcher = searcher._batchers["text"]
             while batcher._gathering is None or len(batcher._gathering.items) < 4:
                 threading.Event().wait(0.001)
             go_on.set()
