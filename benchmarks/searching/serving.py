@@ -95,8 +95,7 @@ def callers(
     table = Table(
         "callers",
         f"{count} callers at once, each {calls} searches with pictures and {TEXTS_MORE * calls} with texts, among "
-        f"{items:,} items, {bundle.name}, model on {threads} threads, {turns} turns; max_batch {batching.max_batch}, "
-        f"max_wait {1e3 * batching.max_wait:g} ms",
+        f"{items:,} items, {bundle.name}, model on {threads} threads, {turns} turns; max_batch {batching.max_batch}",
     )
     model = Bundle.open(bundle)
     side = model.manifest.image.side
@@ -115,7 +114,7 @@ def callers(
             each = calls if medium == "image" else TEXTS_MORE * calls
             table.rows += _rush(medium, asked, searchers, batching, turns, count, each)
     table.notes.append(
-        "Bound: max_wait and three times the median time of one call with a full batch: the batch that runs when a "
+        "Bound: three times the median time of one call with a full batch: the batch that runs when a "
         "caller comes, the one that it may find full, and its own."
     )
     return table
@@ -146,7 +145,7 @@ def _rush(
         start = time.perf_counter()
         plain.search_batch(**full)
         fulls.append(time.perf_counter() - start)
-    bound = batching.max_wait + 3 * float(np.median(fulls))
+    bound = 3 * float(np.median(fulls))
     rows = []
     for name, searcher in searchers.items():
         own = Times(np.stack(waits[name]))

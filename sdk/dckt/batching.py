@@ -24,11 +24,12 @@ class Batching:
 
     Attributes:
         max_batch: queries that are encoded and looked up at once.
-        max_wait: seconds that a caller waits for others, at most, before its batch is begun.
+        max_wait: seconds that a batch waits, at most, for the end of the one that runs; then both run at once. Short
+            waits pay where a device serves several batches as quickly as one.
     """
 
     max_batch: int = 32
-    max_wait: float = 0.002
+    max_wait: float = 1.0
 
     def __post_init__(self) -> None:
         if type(self.max_batch) is not int or self.max_batch < 1:
