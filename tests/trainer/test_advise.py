@@ -10,22 +10,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dckt.errors import ConfigError, RunError
-from dckt_trainer import advise_run
-from dckt_trainer.advise import (
-    Advice,
-    Figures,
-    LeftOut,
-    configs,
-    duration,
-    interval,
-    judge,
-    markdown,
-    paragraphs,
-    rows,
-    seconds_of,
-    trials,
-)
-from dckt_trainer.advise_run import advise
+from dckt_trainer.advice import run as advise_run
+from dckt_trainer.advice.candidates import configs, trials
+from dckt_trainer.advice.judgement import Advice, Figures, LeftOut, interval, judge
+from dckt_trainer.advice.run import advise
+from dckt_trainer.advice.words import duration, markdown, paragraphs, record, rows, seconds_of
 from dckt_trainer.cli import app
 from dckt_trainer.config import load_config
 from dckt_trainer.inputs import prepare
@@ -267,7 +256,7 @@ def test_the_page_and_the_table_hold_the_figures():
     assert "80 training and 100 validation pairs of 20 classes. Source: big." in page
     assert "    dckt-train --source big" in page
     assert all(" | ".join(row) in page for row in rows(found))
-    assert json.loads(json.dumps(found.as_dict()))["advised"] == "modern"
+    assert json.loads(json.dumps(record(found)))["advised"] == "modern"
 
 
 @pytest.mark.parametrize(
@@ -371,7 +360,7 @@ def test_every_candidate_is_trained_and_judged(whole):
     assert found.left_out == ()
     assert found.pairs == {"train": 15, "val": 9}
     written = json.loads((out / "advice.json").read_text())
-    assert written == json.loads(json.dumps(found.as_dict()))
+    assert written == json.loads(json.dumps(record(found)))
     assert written["test_pairs_read"] is False
     assert (out / "advice.md").read_text() == markdown(found)
     for each in found.figures:
@@ -412,7 +401,7 @@ def test_a_finished_advice_is_given_again_at_once(whole, ask, monkeypatch):
     for name in ("train", "resume", "estimate"):
         monkeypatch.setattr(advise_run, name, nothing)
     again = ask(out)
-    assert again.as_dict() == found.as_dict()
+    assert record(again) == record(found)
     assert ask(out, budget=9999.0).verdict.chosen.candidate == found.verdict.chosen.candidate  # nothing was left out
 
 
@@ -548,7 +537,7 @@ def test_a_candidate_that_does_not_fit_is_left_out_and_named(whole, ask, begun, 
     assert json.loads((begun / "advice.json").read_text())["left_out"][0]["candidate"] == "dckt"
 
     monkeypatch.setattr(advise_run, "estimate", nothing)
-    assert ask(begun).as_dict() == found.as_dict(), "with the same budget nothing is tried again"
+    assert record(ask(begun)) == record(found), "with the same budget nothing is tried again"
     monkeypatch.undo()
     assert maps(ask(begun, budget=1e6)) == maps(whole[0]), "with a larger one it is, from its own pretraining"
 

@@ -47,12 +47,12 @@ def advise_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the advice as JSON, no progress.")] = False,
 ) -> None:
     """Trains what is quick to train on your corpora, and says which method to use and what the source brings."""
-    from dckt_trainer.advise import COLUMNS, NOTE, paragraphs, rows, seconds_of
+    from dckt_trainer.advice.words import COLUMNS, NOTE, paragraphs, record, rows, seconds_of
 
     seconds = seconds_of(budget)
     bad_pairs = read_bad_pairs(on_bad_pair)
     # PyTorch takes seconds to load; --help does not need it.
-    from dckt_trainer.advise_run import advise
+    from dckt_trainer.advice.run import advise
     from dckt_trainer.sweep_jobs import Options
 
     advice = advise(
@@ -66,7 +66,7 @@ def advise_command(
         reporter=Silent() if as_json else Bars(),
     )
     if as_json:
-        typer.echo(json.dumps(advice.as_dict(), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(record(advice), indent=1, ensure_ascii=False))
         return
     console = Console()
     table = Table(title=f"{target.name}, {advice.pairs['val']} validation pairs", caption=NOTE)

@@ -23,7 +23,9 @@ import numpy as np
 
 from dckt.errors import ConfigError, DcktError, RunError
 from dckt.files import atomic_write
-from dckt_trainer.advise import Advice, Figures, LeftOut, Trial, configs, duration, markdown, trials
+from dckt_trainer.advice.candidates import Trial, configs, trials
+from dckt_trainer.advice.judgement import Advice, Figures, LeftOut
+from dckt_trainer.advice.words import duration, markdown, record, sentence
 from dckt_trainer.config import Config, config_from_tree
 from dckt_trainer.data.feature_corpus import is_feature_corpus
 from dckt_trainer.estimate import Estimate, estimate
@@ -169,7 +171,7 @@ class _Advising:
         else:
             self._try_all()
         advice = self._advice()
-        atomic_write(self.out / "advice.json", json.dumps(advice.as_dict(), indent=1, ensure_ascii=False))
+        atomic_write(self.out / "advice.json", json.dumps(record(advice), indent=1, ensure_ascii=False))
         atomic_write(self.out / "advice.md", markdown(advice))
         return advice
 
@@ -187,7 +189,7 @@ class _Advising:
                     continue
                 left = self._try(trial)
                 if left:
-                    self.reporter.say(left.sentence)
+                    self.reporter.say(sentence(left))
                     self.state.left_out[trial.name] = {
                         name: value for name, value in vars(left).items() if name != "trial"
                     }
@@ -321,7 +323,7 @@ class _Advising:
         ]
         trained = [run for those in runs.values() for run in those]
         if not trained:
-            told = "\n".join(f"  {each.sentence}" for each in left)
+            told = "\n".join(f"  {sentence(each)}" for each in left)
             if any(each.why == "failed" for each in left):
                 raise RunError(f"no candidate could be trained:\n{told}")
             raise ConfigError(
