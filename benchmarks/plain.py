@@ -3,20 +3,27 @@
 What dckt's folded step must equal (tests/trainer/test_folding.py) and what it is timed against (training.py).
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 MEDIA = ("image", "text")
+
+Distance = Callable[[Tensor], Tensor]
+Layers = dict[str, Tensor]
 
 
 class PlainNetwork(nn.Module):
     """The network of one domain from PyTorch's own layers, with the names of ours, so that states can be exchanged."""
 
-    def __init__(self, inputs, width, classes):
+    def __init__(self, inputs: Mapping[str, int], width: int, classes: int) -> None:
         super().__init__()
 
-        def layer(size):
+        def layer(size: int) -> nn.ModuleDict:
             return nn.ModuleDict({"linear": nn.Linear(size, width), "norm": nn.BatchNorm1d(width, affine=False)})
 
         self.pathways = nn.ModuleDict()
@@ -25,15 +32,17 @@ class PlainNetwork(nn.Module):
             self.pathways[medium] = nn.ModuleDict({"norm": norm, "fc6": layer(size), "fc7": layer(width)})
         self.fc8, self.fc9, self.fc10 = layer(width), layer(width), nn.Linear(width, classes)
 
-    def forward(self, features):
+    def forward(self, features: Mapping[str, Tensor]) -> tuple[Layers, Layers, Tensor, Tensor, tuple[Tensor, ...]]:
         """Activations fc6, fc7 by medium, fc8, fc9 stacked, logits by medium."""
 
-        def through(layer, rows):
+        def through(layer: nn.Module, rows: Tensor) -> Tensor:
+            assert isinstance(layer, nn.ModuleDict)
             return functional.relu(layer["norm"](layer["linear"](rows)))
 
         fc6, fc7 = {}, {}
         for medium in MEDIA:
             path = self.pathways[medium]
+            assert isinstance(path, nn.ModuleDict)
             fc6[medium] = through(path["fc6"], path["norm"](features[medium]))
             fc7[medium] = through(path["fc7"], fc6[medium])
         fc8 = through(self.fc8, torch.cat([fc7[medium] for medium in MEDIA]))
@@ -41,32 +50,38 @@ class PlainNetwork(nn.Module):
         return fc6, fc7, fc8, fc9, self.fc10(fc9).chunk(2)
 
 
-def by_subtraction(rows):
+def by_subtraction(rows: Tensor) -> Tensor:
     """(N, D) to (N, N) squared distances through an (N, N, D) tensor, as widely copied MMD code has it."""
     return (rows[:, None] - rows[None]).square().sum(-1)
 
 
-def by_product(rows):
+def by_product(rows: Tensor) -> Tensor:
     """The same through one matrix product."""
     norms = rows.square().sum(1)
     return (norms[:, None] + norms[None] - 2 * rows @ rows.T).clamp_min(0)
 
 
-def plain_mmd(source, target, distance, kernels=5, factor=2.0):
+def plain_mmd(source: Tensor, target: Tensor, distance: Distance, kernels: int = 5, factor: float = 2.0) -> Tensor:
     """The unbiased quadratic estimate."""
     rows = torch.cat([source, target])
     distances = distance(rows)
     n, m = len(source), len(target)
     gamma = ((n + m) ** 2 - (n + m)) / distances.detach().sum()
-    kernel = sum(torch.exp(-gamma * factor ** (j - kernels // 2) * distances) for j in range(kernels))
+    kernel = torch.zeros_like(distances)
+    for j in range(kernels):
+        kernel = kernel + torch.exp(-gamma * factor ** (j - kernels // 2) * distances)
     s, t, st = kernel[:n, :n], kernel[n:, n:], kernel[:n, n:]
     return (s.sum() - s.trace()) / (n * (n - 1)) + (t.sum() - t.trace()) / (m * (m - 1)) - 2 * st.mean()
 
 
-def plain_joint_loss(networks, batches, distance=by_product):
+def plain_joint_loss(
+    networks: Mapping[str, nn.Module],
+    batches: Mapping[str, tuple[Mapping[str, Tensor], Tensor]],
+    distance: Distance = by_product,
+) -> Tensor:
     """The total loss of the joint stage for one batch of each domain, with the released weights."""
     outs = {name: networks[name](features) for name, (features, _) in batches.items()}
-    total = 0.0
+    total = torch.zeros(())
     for name, weight in (("source", 0.2), ("target", 1.0)):
         fc6, fc7, _, _, logits = outs[name]
         labels = batches[name][1]

@@ -115,7 +115,8 @@ def plain(
             for name, stream in drawn.items():
                 draw = stream.draw()
                 batches[name] = ({m: rows[:, 0] for m, rows in draw.features.items()}, draw.labels[:, 0])
-            (plain_joint_loss(networks, batches, distance) / passes).backward()
+            loss = plain_joint_loss(networks, batches, distance) / passes
+            loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step

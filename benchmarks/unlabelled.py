@@ -172,7 +172,7 @@ def main() -> None:
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            write_synthetic(root, seed=seed, target_pairs_per_class=10, **({"side": 64} if args.quick else {}))
+            write_synthetic(root, seed=seed, target_pairs_per_class=10, side=64 if args.quick else 96)
             add("generated, 10 a class", root / "source", root / "target", [*GENERATED, f"seed={seed}"])
     if not args.quick:
         data = data_folder(parser).resolve()

@@ -32,7 +32,7 @@ class VectorSet:
     @property
     def dimension(self) -> int:
         """The width D."""
-        return self.items.shape[1]
+        return int(self.items.shape[1])
 
 
 def soft(items: int, queries: int, classes: int) -> VectorSet:

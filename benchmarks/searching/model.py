@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from dckt.bundle import write_bundle
 from dckt.preprocessing import ImageSpec, TextSpec, Vocabulary
@@ -73,7 +73,7 @@ def _text_graph(generator: np.random.Generator, words: int) -> bytes:
     return _model(generator, tokens, nodes, {"embedding": _random(generator, words, WIDTH), "positions": np.array([1])})
 
 
-def _model(generator: np.random.Generator, given: object, nodes: list[object], weights: Weights) -> bytes:
+def _model(generator: np.random.Generator, given: ValueInfoProto, nodes: list[NodeProto], weights: Weights) -> bytes:
     """The nodes that make ``features`` (B, WIDTH), and the two outputs that follow."""
     weights = {
         **weights,
@@ -99,4 +99,5 @@ def _model(generator: np.random.Generator, given: object, nodes: list[object], w
 
 def _random(generator: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     inputs = shape[0] if len(shape) == 2 else int(np.prod(shape[1:]))
-    return (generator.standard_normal(shape) * np.sqrt(2 / inputs)).astype(np.float32)
+    numbers: NDArray[np.float32] = (generator.standard_normal(shape) * np.sqrt(2 / inputs)).astype(np.float32)
+    return numbers

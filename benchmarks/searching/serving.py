@@ -102,7 +102,7 @@ def callers(
     pictures = np.random.default_rng(0).integers(0, 256, (PICTURES, side, side, 3), np.uint8)
     words = [word for word in model.vocabulary.words if word.isalpha() and word.isascii()]
     queries: dict[str, Sequence[Any]] = {
-        "image": pictures,
+        "image": list(pictures),
         "text": [" ".join(words[start : start + 8]) for start in range(0, 8 * PICTURES, 8)],
     }
     with (
@@ -131,7 +131,7 @@ def _rush(
 ) -> list[dict[str, Any]]:
     """The rows of one kind of query; the first searcher is what the others are compared with."""
     word = "images" if medium == "image" else "texts"
-    full = {word: [asked[number % len(asked)] for number in range(batching.max_batch)]}
+    full: dict[str, Any] = {word: [asked[number % len(asked)] for number in range(batching.max_batch)]}
     seconds: dict[str, list[float]] = {name: [] for name in searchers}
     waits: dict[str, list[NDArray[np.float64]]] = {name: [] for name in searchers}
     base, plain = next(iter(searchers.items()))
@@ -207,8 +207,8 @@ def _ms(seconds: float) -> tuple[str, float]:
 
 
 def _median_p99(times: Times) -> tuple[str, list[float]]:
-    shown, values = zip(_ms(times.median), _ms(times.p99), strict=True)
-    return " / ".join(shown), list(values)
+    median, p99 = _ms(times.median), _ms(times.p99)
+    return f"{median[0]} / {p99[0]}", [median[1], p99[1]]
 
 
 def decoded(file: Path) -> NDArray[np.uint8]:
