@@ -38,6 +38,7 @@ from dckt_trainer.sweep_table import estimate
 from setting import data_folder, machine, trunk_changes
 from unlabelled import GENERATED, TRUNK, VECTORS, read_pairs
 
+STUDY = "modern"
 LOG = Path(__file__).parent / "rows" / "modern.optuna.jsonl"
 CORPORA = (("caltech101", "pascal_sentences"), ("fashion", "pascal_sentences"), ("caltech101", "fashion"))
 PAIRS_PER_CLASS = (2, 10)
@@ -173,17 +174,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, default=LOG)
     parser.add_argument("--report", action="store_true", help="only print what the log holds")
     args = parser.parse_args(arguments)
+    storage = JournalStorage(JournalFileBackend(str(args.log)))
+    if args.report:
+        print(report(optuna.load_study(study_name=STUDY, storage=storage)))
+        return
     study = optuna.create_study(
-        study_name="modern",
+        study_name=STUDY,
         direction="maximize",
-        storage=JournalStorage(JournalFileBackend(str(args.log))),
+        storage=storage,
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(n_startup_trials=12),
     )
-    if not args.report:
-        if not study.trials:
-            study.enqueue_trial(NOW)
-        study.optimize(partial(objective, cells=cells(data_folder(parser).resolve(), args.seeds)), args.trials)
+    if not study.trials:
+        study.enqueue_trial(NOW)
+    study.optimize(partial(objective, cells=cells(data_folder(parser).resolve(), args.seeds)), args.trials)
     print(report(study))
 
 
