@@ -6,8 +6,9 @@ Shape letters: Q queries, D width of a representation.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -19,6 +20,9 @@ from dckt.index import Hit, Index
 from dckt.model import Vectors
 
 CALIBRATED = "calibrated"
+
+Found = tuple[list[Sequence[Hit]], dict[str, float]]
+"""Hits of each query, maybe made when they are first read, and the seconds of ``search`` and ``reorder``."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,8 @@ def floors(
     return {medium: calibration.threshold(query_medium, medium) for medium in media}
 
 
-def find(index: Index, vectors: Vectors, question: Question) -> tuple[list[Sequence[Hit]], dict[str, float]]:
-    """Hits for each query, maybe made when they are first read, and the seconds of ``search`` and ``reorder``.
+def find(index: Index, vectors: Vectors, question: Question) -> Found:
+    """Looks up queries that ask the same.
 
     Args:
         index: where to look.
@@ -127,19 +131,28 @@ def find(index: Index, vectors: Vectors, question: Question) -> tuple[list[Seque
     return found, timings
 
 
-def find_each(
-    index: Index, vectors: Vectors, questions: Sequence[Question]
-) -> list[tuple[Sequence[Hit], dict[str, float]]]:
-    """As :func:`find`, for a question of each query; those of the same question are looked up at once."""
-    found: dict[int, tuple[Sequence[Hit], dict[str, float]]] = {}
-    left = list(range(len(questions)))
-    while left:
-        together = [place for place in left if questions[left[0]].shares(questions[place])]
-        part = {name: of[together] for name, of in vectors.items()} if len(together) < len(questions) else vectors
-        hits, timings = find(index, part, questions[left[0]])
-        found |= {place: (own, timings) for place, own in zip(together, hits, strict=True)}
-        left = [place for place in left if place not in found]
-    return [found[place] for place in range(len(questions))]
+def find_shared(index: Index, vectors: Vectors, questions: Sequence[Question]) -> list[Callable[[], Found]]:
+    """For concurrent callers, with a query and a question each: what each of them calls for its own answer.
+
+    Those who ask the same are looked up at once, here. Others look up by themselves, so that nobody waits for a filter
+    of somebody else's, or fails of it.
+    """
+    answers: dict[int, Callable[[], Found]] = {}
+    for place, question in enumerate(questions):
+        if place in answers:
+            continue
+        same = [other for other in range(place, len(questions)) if question.shares(questions[other])]
+        part = {name: of[same] for name, of in vectors.items()}
+        if len(same) == 1:
+            answers[place] = partial(find, index, part, question)
+            continue
+        found, timings = find(index, part, question)
+        answers |= {other: partial(_one, hits, timings) for other, hits in zip(same, found, strict=True)}
+    return [answers[place] for place in range(len(questions))]
+
+
+def _one(hits: Sequence[Hit], timings: dict[str, float]) -> Found:
+    return [hits], timings
 
 
 def _candidates(index: Index, queries: NDArray[np.float32], question: Question) -> list[Sequence[Hit]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from dckt.collect import Collection, Item
 from dckt.errors import ConfigError, IndexFolderError, ItemError, UnknownItemError
 from dckt.features import checked_rows
 from dckt.files import atomic_folder
-from dckt.finding import Question, SearchResult, find, find_each, floors
+from dckt.finding import Found, Question, SearchResult, find, find_shared, floors
 from dckt.index import Hit, Index
 from dckt.index.items import shown
 from dckt.index.store import ITEMS
@@ -39,7 +39,6 @@ Media = str | Sequence[str] | None
 Where = Mapping[str, Any] | None
 
 _Asked = tuple[Any, Question]  # what Model.prepare gave, and what is asked with it
-_Found = tuple[Sequence[Hit], Mapping[str, float]]  # and the seconds of each stage behind the encoder
 
 
 class Searcher:
@@ -61,8 +60,8 @@ class Searcher:
         self.bundle = model.bundle
         self.model = model
         self.index = index
-        self._batchers: Mapping[str, Batcher[_Asked, _Found]] = MappingProxyType(
-            {medium: Batcher(partial(self._find, medium), batching) for medium in model.encoders} if batching else {}
+        self._batchers: Mapping[str, Batcher[_Asked, Callable[[], Found]]] = MappingProxyType(
+            {medium: Batcher(partial(self._share, medium), batching) for medium in model.encoders} if batching else {}
         )
 
     @classmethod
@@ -517,9 +516,11 @@ class Searcher:
         began = time.perf_counter()
         prepared = self.model.prepare(asked, source)
         ready = time.perf_counter()
-        one = prepared, question
-        found = [self._batchers[asked](one)] if asked in self._batchers else self._find(asked, [one])
-        return _results(asked, began, ready, found)[0]
+        if asked in self._batchers:
+            found, stages = self._batchers[asked]((prepared, question))()
+        else:
+            found, stages = find(self.index, self.model.encode(asked, [prepared]), question)
+        return _results(asked, began, ready, found, stages)[0]
 
     def search_batch(
         self,
@@ -564,7 +565,8 @@ class Searcher:
             began = time.perf_counter()
             prepared = self.model.prepare_all(asked, part)
             ready = time.perf_counter()
-            results += _results(asked, began, ready, self._find(asked, [(one, question) for one in prepared]))
+            found, stages = find(self.index, self.model.encode(asked, prepared), question)
+            results += _results(asked, began, ready, found, stages)
         return tuple(results)
 
     def similar(
@@ -610,9 +612,9 @@ class Searcher:
             raise ConfigError(f"a search takes {expected}, one of them")
         return given[0]
 
-    def _find(self, medium: str, asked: Sequence[_Asked]) -> Sequence[_Found]:
+    def _share(self, medium: str, asked: Sequence[_Asked]) -> Sequence[Callable[[], Found]]:
         vectors = self.model.encode(medium, [prepared for prepared, _ in asked])
-        return find_each(self.index, vectors, [question for _, question in asked])
+        return find_shared(self.index, vectors, [question for _, question in asked])
 
     def _question(
         self, medium: str, wanted: Sequence[str], k: int, where: Where, min_score: MinScore, reorder: int
@@ -636,12 +638,13 @@ class Searcher:
         return names
 
 
-def _results(medium: str, began: float, ready: float, found: Sequence[_Found]) -> list[SearchResult]:
-    """Results of what was prepared from one moment to another and found behind that."""
+def _results(
+    medium: str, began: float, ready: float, found: Sequence[Sequence[Hit]], stages: Mapping[str, float]
+) -> list[SearchResult]:
+    """Results of what was prepared from one moment to another, and found behind that."""
     encoded = time.perf_counter()
-    hits = [tuple(own) for own, _ in found]  # made here, where no other caller waits for it
+    hits = [tuple(own) for own in found]  # made here, where no other caller waits for it
     made = time.perf_counter()
-    _, stages = found[0]
     first = {"image": "decode", "text": "tokenize"}.get(medium, "check")
     timings = {
         first: ready - began,

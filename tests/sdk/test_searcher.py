@@ -30,7 +30,7 @@ from dckt.errors import (
     TextError,
     UnknownItemError,
 )
-from dckt.finding import Question, find, find_each
+from dckt.finding import Question, find, find_shared
 from dckt.index import Index
 from dckt.preprocessing import ImageLimits
 from dckt.runtime.onnx import OnnxEncoder
@@ -836,24 +836,31 @@ def test_shared_calls_find_the_same(filled, tiny_bundle, colour_images):
 def test_queries_of_one_batch_may_ask_for_different_things(shop, monkeypatch):
     names = ["red", "blue", "green"]
     prepared = [shop.model.prepare("text", name) for name in names]
-    vectors = shop.model.encode("text", [prepared[number % 3] for number in range(9)])
+    vectors = shop.model.encode("text", [prepared[number % 3] for number in range(10)])
     plain = Question(k=2, media=["image"], where=None, floors=None, reorder=0)
     other = replace(plain, where={"shop": "A"})
     questions = [plain, replace(plain), other, replace(plain, k=4), other, replace(plain, media=["image", "text"])]
-    # 1 equals True, and is another filter.
+    # 1 equals True, and is another filter. The last one's is a mistake, which is nobody else's.
     questions += [replace(plain, where={"price": 1}), replace(plain, where={"price": True}), plain]
+    questions.append(replace(plain, where={"price": {"smaller": 3}}))
     asked = []
     real = Index.search
-    monkeypatch.setattr(
-        Index, "search", lambda index, rows, *_, **more: asked.append(len(rows)) or real(index, rows, *_, **more)
-    )
-    found = find_each(shop.index, vectors, questions)
-    assert asked == [3, 2, 1, 1, 1, 1]
-    for number, (hits, timings) in enumerate(found):
+
+    def search(index, rows, *words, **more):
+        asked.append(len(rows))
+        return real(index, rows, *words, **more)
+
+    monkeypatch.setattr(Index, "search", search)
+    answers = find_shared(shop.index, vectors, questions)
+    assert asked == [3, 2]  # those who ask alone look up by themselves
+    with pytest.raises(ConfigError, match="smaller"):
+        answers.pop()()
+    found = [answer() for answer in answers]
+    for number, ([hits], timings) in enumerate(found):
         alone = {name: of[number : number + 1] for name, of in vectors.items()}
         assert list(hits) == list(find(shop.index, alone, questions[number])[0][0])
         assert list(timings) == ["search"]
-    assert [len(hits) for hits, _ in found] == [2, 2, 2, 4, 2, 2, 0, 0, 2]
+    assert [len(hits) for [hits], _ in found] == [2, 2, 2, 4, 2, 2, 0, 0, 2]
 
 
 def test_the_batches_of_concurrent_callers_reach_the_model(filled, tiny_bundle, monkeypatch):
