@@ -18,10 +18,9 @@ from dckt_trainer.progress import Bars
 from dckt_trainer.sweep import Row, Sweep, read_sweep
 from dckt_trainer.sweep_run import SweepResult, run_sweep
 from dckt_trainer.sweep_table import NOTE, markdown, write_table
-from setting import data_folder, machine, trunk_changes
+from setting import data_folder, input_changes, machine
 
 TARGET = "pascal_sentences"
-VECTORS = "word_vectors/glove.6B.50d.subset.txt"
 
 # Which labels of the source are left out for "No overlap", by the names of the labels. A label overlaps where its
 # pictures would bear a label of the target, which are those of the Visual Object Classes challenge; its guidelines for
@@ -93,7 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     data = data_folder(parser)
     changes = [f"network.width={args.width}", f"pretrain.source_epochs={args.source_epochs}", *args.changes]
-    pictures = [*changes, *trunk_changes(data, args.trunk), f"text.vectors={data / VECTORS}"]
+    pictures = [*changes, *input_changes(data, args.trunk)]
     sections = []
 
     def trained(sweep: Sweep, source: Path | None, target: Path, preset: str, changes: list[str]) -> SweepResult:

@@ -33,10 +33,9 @@ from dckt_trainer.encoders import encode
 from dckt_trainer.progress import Bars
 from dckt_trainer.runs import open_run
 from dckt_trainer.train import train
-from setting import data_folder, machine, trunk_changes
+from setting import VECTORS, data_folder, machine, trunk_changes
 
 TARGET = "pascal_sentences"
-VECTORS = "word_vectors/glove.6B.50d.subset.txt"
 TRUNKS = ("squeezenet1_1", "mobilenet_v2", "vgg19")
 ALONE = ["transfer.rounds=0"]
 FULL = ["image.weights=random", "image.grid=7", "network.width=4096", "pretrain.target_epochs=10"]

@@ -31,14 +31,15 @@ from dckt_trainer.data.feature_corpus import is_feature_corpus
 from dckt_trainer.data.features import default_cache
 from dckt_trainer.data.synthetic import write_synthetic
 from dckt_trainer.inputs import prepare
+from dckt_trainer.markdown import markdown_table
 from dckt_trainer.pairs import PairSet
 from dckt_trainer.plan import remake_plan, source_half
 from dckt_trainer.progress import Bars, Silent
 from dckt_trainer.runs import Run, open_run
-from dckt_trainer.sweep_table import Estimate, estimate
+from dckt_trainer.sweep_table import estimate
 from dckt_trainer.train import resume, train
 from linear_baselines import Measured, canonical_correlations, semantic_matching
-from setting import data_folder, machine, trunk_changes
+from setting import data_folder, input_changes, interval, machine
 
 PAIRS_PER_CLASS = (1, 2, 5, 10, 20, 40)
 FEATURES = "wikipedia/features.npz:text=text_lda,val=val231,test=test462"
@@ -53,8 +54,6 @@ CORPORA: dict[str, tuple[str | None, str]] = {  # source and target; the most im
     "caltech101, texts shuffled → pascal_sentences": (f"{SHUFFLED}caltech101", "pascal_sentences"),
     "synthetic, the source's texts shuffled": (f"{SHUFFLED}{SYNTHETIC}source", f"{SYNTHETIC}target"),
 }
-VECTORS = "word_vectors/glove.6B.50d.subset.txt"
-TRUNK = "mobilenet_v2"
 WIDTH = 128
 SOURCE_EPOCHS = {"paper": 40, "released": 40, "small": 20, "modern": 1}  # in pretraining; of modern without effect
 TARGET_EPOCHS = 47  # in pretraining with the most pairs; with fewer so many more that the steps are as many
@@ -244,14 +243,8 @@ def _by_seed(rows: Sequence[Figures], corpora: str, pairs: int, method: str, key
     return {row["seed"]: row[key] for row in rows if (row["corpora"], row["pairs"], row["method"]) == wanted}
 
 
-def _cell(found: Estimate, sign: str = "") -> str:
-    if found.low is None or found.high is None:
-        return _short(found.mean, sign)
-    return f"{_short(found.mean, sign)} [{_short(found.low, sign)}, {_short(found.high, sign)}]"
-
-
-def _short(value: float, sign: str) -> str:
-    return f"{value:{sign}.3f}".replace("0.", ".", 1)
+def _cell(values: Sequence[float], sign: str = "") -> str:
+    return interval(estimate(values), sign).replace("0.", ".") if values else "–"
 
 
 def _section(rows: Sequence[Figures], corpora: str, methods: Sequence[str]) -> str:
@@ -263,13 +256,13 @@ def _section(rows: Sequence[Figures], corpora: str, methods: Sequence[str]) -> s
         return _by_seed(rows, corpora, pairs, name, key)
 
     def table(title: str, cell: Callable[[int, str], str], named: Sequence[str]) -> None:
-        lines = [head, ["---"] * len(head), *([name, *(cell(pairs, name) for pairs in sizes)] for name in named)]
-        blocks.extend([title, "\n".join("| " + " | ".join(line) + " |" for line in lines)])
+        blocks.extend(
+            [title, markdown_table(head, [[name, *(cell(pairs, name) for pairs in sizes)] for name in named])]
+        )
 
     def mean(key: str) -> Callable[[int, str], str]:
         def cell(pairs: int, name: str) -> str:
-            found = values(pairs, name, key)
-            return _cell(estimate(list(found.values()))) if found else "–"
+            return _cell(list(values(pairs, name, key).values()))
 
         return cell
 
@@ -278,7 +271,7 @@ def _section(rows: Sequence[Figures], corpora: str, methods: Sequence[str]) -> s
     def ahead(pairs: int, name: str) -> str:
         first, other = values(pairs, ours), values(pairs, name)
         apart = [value - other[seed] for seed, value in first.items() if seed in other]
-        return _cell(estimate(apart), "+") if apart else "–"
+        return _cell(apart, "+")
 
     table("Test MAP by training pairs a class:", mean("test"), methods)
     table(f"How far {ours} is ahead, test MAP, seed by seed:", ahead, [name for name in methods if name != ours])
@@ -350,12 +343,12 @@ def main() -> None:
     if args.tables:
         noted = args.out / "settings.txt"
         if not noted.exists():
-            parser.error(f"{args.out} holds no study")
+            parser.error(f"{noted} is not there, so {args.out} is no folder of this study; name another --out")
         print(write_tables(args.out, noted.read_text(encoding="utf-8").split("\n")))
         return
     data = data_folder(parser).resolve()
     settings = [f"network.width={WIDTH}", "compute.threads=1", *args.changes]
-    pictures = [*settings, *trunk_changes(data, TRUNK), f"text.vectors={data / VECTORS}"]
+    pictures = [*settings, *input_changes(data)]
     args.out.mkdir(parents=True, exist_ok=True)
     lines, noted = args.out / "rows.jsonl", args.out / "settings.txt"
     if noted.exists() and noted.read_text(encoding="utf-8") != "\n".join(settings):

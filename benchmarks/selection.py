@@ -33,6 +33,7 @@ from dckt_trainer.config import Config
 from dckt_trainer.data.synthetic import write_synthetic
 from dckt_trainer.evaluate import represent
 from dckt_trainer.losses import Batch, Term, joint_terms
+from dckt_trainer.markdown import markdown_table
 from dckt_trainer.network import DomainNetwork
 from dckt_trainer.optimize import Solver
 from dckt_trainer.pairs import PairSet
@@ -44,12 +45,10 @@ from dckt_trainer.selection import everything
 from dckt_trainer.sweep import Row, Sweep
 from dckt_trainer.sweep_jobs import Options
 from dckt_trainer.sweep_run import SweepResult, run_sweep
-from dckt_trainer.sweep_table import Estimate, estimate
+from dckt_trainer.sweep_table import estimate
 from dckt_trainer.transfer import JointData, RoundLog, transfer_round
-from setting import data_folder, machine, trunk_changes
+from setting import VECTORS, data_folder, input_changes, interval, machine
 
-VECTORS = "word_vectors/glove.6B.50d.subset.txt"
-TRUNK = "mobilenet_v2"
 GENERATED = "generated"
 SETTINGS: dict[str, tuple[str, str, int]] = {  # source, target, training pairs of each class
     "caltech101 → pascal_sentences, 5 per class": ("caltech101", "pascal_sentences", 5),
@@ -269,23 +268,17 @@ def _by_row(result: SweepResult) -> dict[str, dict[int, Run]]:
     return found
 
 
-def _cell(found: Estimate, sign: str = "") -> str:
-    if found.low is None or found.high is None:
-        return f"{found.mean:{sign}.3f}"
-    return f"{found.mean:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
-
-
 def table(values: Mapping[str, Mapping[int, float]], compared: Sequence[str]) -> str:
     """Rows of values by seed as Markdown, with the differences to some of the rows."""
     head = ["", "validation MAP", *(f"to {name}" for name in compared), "seeds"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for title, by_seed in values.items():
-        cells = [_cell(estimate(list(by_seed.values()))) if by_seed else "–"]
+        cells = [interval(estimate(list(by_seed.values()))) if by_seed else "–"]
         for name in compared:
             apart = [value - values[name][seed] for seed, value in by_seed.items() if seed in values[name]]
-            cells.append(_cell(estimate(apart), "+") if apart and title != name else "–")
+            cells.append(interval(estimate(apart), "+") if apart and title != name else "–")
         lines.append([title, *cells, str(len(by_seed))])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(head, lines)
 
 
 def selection_table(result: SweepResult) -> str:
@@ -309,7 +302,7 @@ def main() -> None:
     args = parser.parse_args()
     data = data_folder(parser).resolve()
     shared = ["network.width=128", "compute.threads=1"]
-    places = [*trunk_changes(data, TRUNK), f"text.vectors={data / VECTORS}"]
+    places = input_changes(data)
     generated = args.out.resolve() / "corpora"
     sections = []
 

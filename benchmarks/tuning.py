@@ -32,11 +32,12 @@ from dckt_trainer.config import load_config
 from dckt_trainer.data.synthetic import write_synthetic
 from dckt_trainer.evaluate import evaluate
 from dckt_trainer.linear import basis, choose, fit, fit_both, transfer_helps
+from dckt_trainer.markdown import markdown_table
 from dckt_trainer.pairs import PairSet
 from dckt_trainer.progress import Silent
 from dckt_trainer.sweep_table import estimate
-from setting import data_folder, machine, trunk_changes
-from unlabelled import GENERATED, TRUNK, VECTORS, read_pairs
+from setting import data_folder, input_changes, interval, machine
+from unlabelled import GENERATED, read_pairs
 
 STUDY = "modern"
 LOG = Path(__file__).parent / "rows" / "modern.optuna.jsonl"
@@ -115,7 +116,7 @@ def judged(pairs: Mapping[str, PairSet]) -> float:
 
 def cells(data: Path, seeds: int) -> dict[str, Mapping[str, PairSet]]:
     """What each trial is judged on."""
-    shared = [*trunk_changes(data, TRUNK), f"text.vectors={data / VECTORS}"]
+    shared = input_changes(data)
     found = {}
     for seed in range(seeds):
         for count in PAIRS_PER_CLASS:
@@ -148,11 +149,11 @@ def report(study: optuna.Study) -> str:
     """A table of all trials, best first, each against the settings as they are."""
     done = study.get_trials(states=(TrialState.COMPLETE,))
     now = next(each for each in done if each.params == NOW)
-    lines = [["settings", "MAP", "against now, cell by cell"], ["---"] * 3]
+    lines = []
     for trial in sorted(done, key=lambda each: -float(each.value or 0)):
         changed = [f"{name} {value}" for name, value in trial.params.items() if value != NOW[name]]
         lines.append([", ".join(changed) or "as now", f"{trial.value:.4f}", _difference(trial, now)])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_table(["settings", "MAP", "against now, cell by cell"], lines)
     return (
         f"{machine()}, optuna {optuna.__version__}\n{len(done)} trials of {len(now.user_attrs['cells'])} cells; MAP on "
         f"the half of validation that did not choose; differences with the 95 % interval of a paired t test\n\n{table}"
@@ -163,8 +164,7 @@ def _difference(trial: FrozenTrial, now: FrozenTrial) -> str:
     if trial.number == now.number:
         return "–"
     own, other = trial.user_attrs["cells"], now.user_attrs["cells"]
-    found = estimate([own[name] - other[name] for name in other if name in own])
-    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    return interval(estimate([own[name] - other[name] for name in other if name in own]), "+", 4)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

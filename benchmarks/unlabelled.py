@@ -29,11 +29,12 @@ from dckt_trainer.inputs import prepare
 from dckt_trainer.linear import LinearModel, default_clusters, fit_both, fit_unlabelled, transfer_helps
 from dckt_trainer.linear.fit import MEDIA, Candidate, Data, class_means, to_model, unit
 from dckt_trainer.linear.unlabelled import as_own_classes, choose_space, feature_clusters, join
+from dckt_trainer.markdown import markdown_table
 from dckt_trainer.pairs import PairSet
 from dckt_trainer.plan import make_plan
 from dckt_trainer.progress import Bars, Silent
 from dckt_trainer.runs import create_run
-from setting import data_folder, machine, trunk_changes
+from setting import data_folder, input_changes, machine
 
 CORPORA = (
     ("caltech101", "pascal_sentences"),
@@ -41,8 +42,6 @@ CORPORA = (
     ("caltech101", "fashion"),
 )
 PAIRS_PER_CLASS = (10, 0)  # 0 is all
-VECTORS = "word_vectors/glove.6B.50d.subset.txt"
-TRUNK = "mobilenet_v2"
 GENERATED = ("image.trunk=alexnet", "image.weights=random", "image.side=128", "image.grid=3", "image.crop_share=1.0")
 
 Pairs = Mapping[str, PairSet]
@@ -145,7 +144,7 @@ def read_pairs(source: Path, target: Path, config: Config, *, test: bool) -> Pai
 
 
 def _table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    lines = [["", *METHODS], ["---"] * (len(METHODS) + 1)]
+    lines = []
     for title, seeds in rows.items():
         cells = []
         for name in METHODS:
@@ -153,7 +152,7 @@ def _table(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3f}{spread}")
         lines.append([title, *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(["", *METHODS], lines)
 
 
 def main() -> None:
@@ -176,7 +175,7 @@ def main() -> None:
             add("generated, 10 a class", root / "source", root / "target", [*GENERATED, f"seed={seed}"])
     if not args.quick:
         data = data_folder(parser).resolve()
-        shared = [*trunk_changes(data, TRUNK), f"text.vectors={data / VECTORS}"]
+        shared = input_changes(data)
         for source, target in CORPORA:
             for count in PAIRS_PER_CLASS:
                 title = f"{source} → {target}, {f'{count} a class' if count else 'all'}"

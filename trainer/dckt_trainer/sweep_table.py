@@ -20,6 +20,7 @@ from dckt.files import atomic_write
 from dckt.report import Cell, Figure, Section, Table, write_report
 from dckt_trainer import plots
 from dckt_trainer.config import flat_config
+from dckt_trainer.markdown import markdown_table
 from dckt_trainer.runs import Run
 from dckt_trainer.sweep import Row
 from dckt_trainer.sweep_run import SweepResult
@@ -127,9 +128,7 @@ def table_lines(result: SweepResult) -> list[Line]:
 
 def markdown(result: SweepResult) -> str:
     """The table as Markdown."""
-    head = ("", *COLUMNS)
-    rows = [head, ["---"] * len(head), *((line.row.title, *line.cells) for line in table_lines(result))]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return markdown_table(("", *COLUMNS), [(line.row.title, *line.cells) for line in table_lines(result)])
 
 
 def write_table(result: SweepResult) -> list[Line]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dckt.errors import ConfigError
 from dckt_trainer.advice.judgement import Advice, Figures, Interval, LeftOut
+from dckt_trainer.markdown import markdown_table
 
 FEW_PAIRS = 50  # of validation; with fewer the words say so
 COLUMNS = ("MAP", "95 %", "less the advised", "took")
@@ -43,8 +44,6 @@ def rows(advice: Advice) -> list[tuple[str, ...]]:
 
 def markdown(advice: Advice) -> str:
     """The advice as a page."""
-    head = ("", *COLUMNS)
-    table = [head, ["---"] * len(head), *rows(advice)]
     trained = f"{advice.pairs['train']} training and {advice.pairs['val']} validation pairs of {advice.classes} classes"
     return "\n\n".join(
         [
@@ -52,7 +51,7 @@ def markdown(advice: Advice) -> str:
             f"{advice.target}: {trained}. Source: {advice.source or 'none'}.",
             *paragraphs(advice),
             f"Train and test it with:\n\n    {shlex.join(advice.command)}",
-            "\n".join("| " + " | ".join(row) + " |" for row in table),
+            markdown_table(("", *COLUMNS), rows(advice)),
             NOTE + "\n",
         ]
     )
