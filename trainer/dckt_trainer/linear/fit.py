@@ -127,6 +127,11 @@ def unit(rows: Matrix) -> Matrix:
     return scaled
 
 
+def placed(rows: Sequence[Matrix], maps: Sequence[Matrix]) -> list[Matrix]:
+    """Rows of each medium in a space, (N, D), of length 1, given (N, R) and the maps (R, D)."""
+    return [unit(of_medium @ to) for of_medium, to in zip(rows, maps, strict=True)]
+
+
 # --- correlations ---------------------------------------------------------------------------------------------
 
 
@@ -234,9 +239,9 @@ class Candidate:
 def _candidates(analysis: _Analysis, data: Data, choice: Choice, classes: int) -> Iterator[Candidate]:
     for power in POWERS:
         space = analysis.weighted(power)
-        means = [class_means(unit(rows @ to), data.labels, classes) for rows, to in zip(data.rows, space, strict=True)]
+        means = [class_means(rows, data.labels, classes) for rows in placed(data.rows, space)]
         prototypes = unit(np.sum(means, axis=0))
-        image, text = (unit(rows @ to) for rows, to in zip(data.asked, space, strict=True))
+        image, text = placed(data.asked, space)
         near = image @ text.T
         for temperature in TEMPERATURES:
             likely = [unit(softmax(rows @ prototypes.T / temperature)) for rows in (image, text)]

@@ -35,6 +35,7 @@ from dckt_trainer.linear.fit import (
     Fitted,
     Labels,
     per_pair,
+    placed,
     to_model,
     unit,
 )
@@ -105,7 +106,7 @@ class Space:
 
     def places(self, rows: Sequence[Matrix]) -> Matrix:
         """(N, D) where pairs lie, of length 1: the mean direction of their image and text, given (N, R) of each."""
-        image, text = (unit(part @ to) for part, to in zip(rows, self.maps, strict=True))
+        image, text = placed(rows, self.maps)
         return unit(image + text)
 
 
@@ -149,13 +150,13 @@ def side_by_side(spaces: Sequence[Space], data: Data) -> Space:
 
 
 def _space(choice: Choice, maps: Sequence[Matrix], data: Data) -> Space:
-    image, text = (unit(rows @ to) for rows, to in zip(data.asked, maps, strict=True))
+    image, text = placed(data.asked, maps)
     return Space(choice, maps, per_pair(image @ text.T, data))
 
 
 def join(space: Space, data: Data, prototypes: Matrix) -> Candidate:
     """The space beside the probabilities of clusters, given their prototypes (K, D); nothing is regressed."""
-    image, text = (unit(rows @ to) for rows, to in zip(data.asked, space.maps, strict=True))
+    image, text = placed(data.asked, space.maps)
     likely = [unit(softmax(rows @ prototypes.T / TEMPERATURE)) for rows in (image, text)]
     scores = SHARE * (likely[0] @ likely[1].T) + (1 - SHARE) * (image @ text.T)
     choice = replace(space.choice, temperature=TEMPERATURE, share=SHARE)
