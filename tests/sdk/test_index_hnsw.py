@@ -666,6 +666,14 @@ def test_effort_grows_with_the_graph_until_it_is_measured_again(tmp_path):
         assert index.info().media["text"].ef == shelf.report.effort
 
 
+def test_what_was_tuned_after_growth_is_used_as_it_was_measured(tmp_path):
+    vectors = unit(600)
+    with index_of(tmp_path / "i", vectors[:400]) as index:
+        index.add("text", [f"u{row}" for row in range(200)], vectors[400:])
+        tuned = index.tune(0.9)["text"]
+        assert index.info().media["text"].ef == tuned.ef
+
+
 @pytest.mark.parametrize("known", [0, 1, 5, 6, 7, 9, 20, 60])
 def test_the_lowest_effort_that_is_enough_is_found_from_below(monkeypatch, known):
     graph = HnswGraph(4)

@@ -262,12 +262,19 @@ class GraphedRows(ScannedRows):
             self.report = replace(self.report, strays=())
         self._set_strays()
 
-    def apply_tuning(self, tuned: Tuned) -> None:
-        """Takes over what tuning stored; a graph that misses what is asked for is not used."""
+    def apply_tuning(self, tuned: Tuned, rows: int | None = None) -> None:
+        """Takes over what tuning stored; a graph that misses what is asked for is not used.
+
+        Args:
+            tuned: what was asked for, and measured.
+            rows: of the graph, when it is just this that was measured; None, if no more is known than the report says.
+        """
         self.tuned, self.target = tuned, tuned.target
         if self.report is None or tuned.graph != self.report.graph or tuned.effort is None or tuned.recall is None:
             return
         self.effort, self.recall = tuned.effort, tuned.recall
+        if rows is not None:
+            self.report = replace(self.report, count=rows)
         if tuned.recall < tuned.target:
             refused = replace(self.report, effort=tuned.effort, recall=tuned.recall, accepted=False, strays=())
             self.attach(None, refused)

@@ -256,11 +256,12 @@ class Upkeep(IndexState):
         if graph is None or report is None:
             self._store.remember(medium, Tuned(target, None, None, None))
             return Tuning(target=target, search="exact", ef=None, recall_at_10=1.0, queries=0)
+        rows = len(graph)
         effort, recall, count = shelf.measured(graph, target, queries, threads=self._threads)
         tuned = Tuned(target, report.graph, effort, recall)
         self._store.remember(medium, tuned)
         with self._state.exclusive():
-            shelf.apply_tuning(tuned)
+            shelf.apply_tuning(tuned, rows)
         used = shelf.graph is not None
         return Tuning(
             target=target,
