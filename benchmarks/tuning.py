@@ -148,7 +148,9 @@ def objective(trial: optuna.Trial, cells: Mapping[str, Mapping[str, PairSet]]) -
 def report(study: optuna.Study) -> str:
     """A table of all trials, best first, each against the settings as they are."""
     done = study.get_trials(states=(TrialState.COMPLETE,))
-    now = next(each for each in done if each.params == NOW)
+    now = next((each for each in done if each.params == NOW), None)
+    if now is None:
+        return "The settings as they are were not tried yet, so there is nothing to compare with."
     lines = []
     for trial in sorted(done, key=lambda each: -float(each.value or 0)):
         changed = [f"{name} {value}" for name, value in trial.params.items() if value != NOW[name]]
@@ -174,10 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, default=LOG)
     parser.add_argument("--report", action="store_true", help="only print what the log holds")
     args = parser.parse_args(arguments)
+    if args.report and not args.log.exists():
+        parser.error(f"{args.log} is not there; run the study first, or name another --log")
     storage = JournalStorage(JournalFileBackend(str(args.log)))
     if args.report:
         print(report(optuna.load_study(study_name=STUDY, storage=storage)))
         return
+    data = data_folder(parser).resolve()
     study = optuna.create_study(
         study_name=STUDY,
         direction="maximize",
@@ -186,8 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sampler=optuna.samplers.TPESampler(n_startup_trials=12),
     )
     if not study.trials:
+        study.set_user_attr("seeds", args.seeds)
         study.enqueue_trial(NOW)
-    study.optimize(partial(objective, cells=cells(data_folder(parser).resolve(), args.seeds)), args.trials)
+    if study.user_attrs["seeds"] != args.seeds:
+        parser.error(
+            f"{args.log} was made with --seeds {study.user_attrs['seeds']}; go on with that, or name another --log"
+        )
+    study.optimize(partial(objective, cells=cells(data, args.seeds)), args.trials)
     print(report(study))
 
 
