@@ -43,7 +43,8 @@ from setting import data_folder, input_changes, interval, machine
 
 PAIRS_PER_CLASS = (1, 2, 5, 10, 20, 40)
 FEATURES = "wikipedia/features.npz:text=text_lda,val=val231,test=test462"
-SYNTHETIC, SHUFFLED = "synthetic/", "shuffled/"  # made here; shuffled: no text belongs to its picture, or to its class
+# Made here. Shuffled: no text belongs to its picture, or to its class. Unrelated: no shape, texture or colour in both.
+SYNTHETIC, UNRELATED, SHUFFLED = "synthetic/", "unrelated/", "shuffled/"
 CORPORA: dict[str, tuple[str | None, str]] = {  # source and target; the most important first
     "caltech101 → pascal_sentences": ("caltech101", "pascal_sentences"),
     "fashion → pascal_sentences": ("fashion", "pascal_sentences"),
@@ -53,6 +54,7 @@ CORPORA: dict[str, tuple[str | None, str]] = {  # source and target; the most im
     "wikipedia": (None, FEATURES),
     "caltech101, texts shuffled → pascal_sentences": (f"{SHUFFLED}caltech101", "pascal_sentences"),
     "synthetic, the source's texts shuffled": (f"{SHUFFLED}{SYNTHETIC}source", f"{SYNTHETIC}target"),
+    "synthetic, nothing in common": (f"{UNRELATED}source", f"{UNRELATED}target"),
 }
 WIDTH = 128
 SOURCE_EPOCHS = {"paper": 40, "released": 40, "small": 20, "modern": 1}  # in pretraining; of modern without effect
@@ -210,9 +212,11 @@ def _corpus(name: str, data: Path, made: Path) -> str:
     """Where a corpus lies; what has to be made for it is."""
     if name.startswith(SHUFFLED):
         return str(_shuffled(Path(_corpus(name.removeprefix(SHUFFLED), data, made)), made / name))
-    if name.startswith(SYNTHETIC):
+    if name.startswith((SYNTHETIC, UNRELATED)):
+        root = (made / name).parent
         if not (made / name).exists():
-            write_synthetic(made / "synthetic", target_pairs_per_class=PAIRS_PER_CLASS[-1], force=True)
+            unrelated = name.startswith(UNRELATED)
+            write_synthetic(root, target_pairs_per_class=PAIRS_PER_CLASS[-1], unrelated=unrelated, force=True)
         return str(made / name)
     return str(data / name)
 

@@ -73,6 +73,31 @@ def test_label_spaces_are_disjoint_and_share_their_values(small: tuple[Corpus, C
     assert values[1] <= values[0]
 
 
+def test_unrelated_corpora_share_no_value_and_no_word_for_one(tmp_path: Path) -> None:
+    corpora = make(tmp_path, unrelated=True, source_pairs_per_class=20, target_pairs_per_class=20)
+    values = [{part for label in corpus.labels for part in label.split("-")} for corpus in corpora]
+    assert not values[0] & values[1]
+    words = {
+        value: {word for of in names for word in of.split()}
+        for value, names in [*SHAPES.items(), *TEXTURES.items(), *((each, of) for each, (_, of) in COLOURS.items())]
+    }
+    told = [{word for pair in corpus.pairs for word in tokenize(pair.text)} for corpus in corpora]
+    own, foreign = (
+        [set().union(*(words[value] for value in each)) for each in order] for order in (values, values[::-1])
+    )
+    for place in (0, 1):
+        assert told[place] & own[place]
+        assert not told[place] & (foreign[place] - own[place])
+    assert told[0] & told[1]  # but for the words between
+
+
+@pytest.mark.parametrize(("name", "count", "most"), [("source_classes", 76, 75), ("target_classes", 19, 18)])
+def test_unrelated_corpora_have_fewer_combinations(tmp_path: Path, name: str, count: int, most: int) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is {count}; expected at most {most}"):
+        make(tmp_path, unrelated=True, **{name: count})
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_seed_gives_the_same_pixels_and_pairs(small: tuple[Corpus, Corpus], tmp_path: Path) -> None:
     again = make(tmp_path)
     for first, second in zip(small, again, strict=True):
@@ -281,7 +306,9 @@ def test_the_count_is_seen_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "_figure", spy)
     for number in range(30):
         drawn.clear()
-        _, _, text = synthetic._pair(synthetic._Stream(str(number)), synthetic.Look("red", "plain", "star"), 32)
+        _, _, text = synthetic._pair(
+            synthetic._Stream(str(number)), synthetic.Look("red", "plain", "star"), synthetic.ALL, 32
+        )
         count = Counter(drawn).get(drawn[-1])
         assert count is not None
         assert any(words in text.lower() for words in synthetic.COUNTS[count])

@@ -161,6 +161,9 @@ def synthetic_command(
     pairs: Annotated[int, typer.Option(help="Training pairs of each of them.")] = 5,
     side: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 96,
     audio: Annotated[bool, typer.Option("--audio", help="Add a third medium, vectors/audio.npy.")] = False,
+    unrelated: Annotated[
+        bool, typer.Option("--unrelated", help="No shape, texture or colour of the source occurs in the target.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace corpora that are there.")] = False,
 ) -> None:
     """Writes two generated corpora with different labels and shared structure, to try things out."""
@@ -176,6 +179,7 @@ def synthetic_command(
             target_pairs_per_class=pairs,
             side=side,
             audio=audio,
+            unrelated=unrelated,
             force=force,
             progress=progress,
         )

@@ -13,7 +13,8 @@ With ``audio`` a pair also has a sound, of which there are only numbers: the ene
 The words of labels never stand in a text. Every value of an attribute has several other words, and it must be
 learnt that they mean the same. Source and target have no label in common, but every shape, texture and colour of
 the target occurs in the source: who knows from the source how they look and what they are called needs only few
-pairs to learn the target's combinations.
+pairs to learn the target's combinations. With ``unrelated`` they have no shape, texture or colour in common either,
+nor any word for one, and there is nothing to learn from the source but how sentences are made.
 
 Reproducible: the same arguments give the same texts, and with the same Pillow the same pixels, on every machine.
 Geometry is in integers, each pair has its own stream of random numbers, and only ``random.Random.random`` is drawn
@@ -31,6 +32,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -112,6 +114,9 @@ CLAUSES = (
 )
 GROUNDS = ("pale", "misty", "dusky", "bright", "faded", "chalky")
 
+Values: TypeAlias = tuple[Sequence[str], ...]  # colours, textures, shapes
+ALL: Values = (list(COLOURS), list(TEXTURES), list(SHAPES))
+
 CONSTANCY = 0.95  # how often an attribute of a picture is that of its class
 SILENCE = 0.25  # how often a text leaves one attribute out
 BANDS = 24  # numbers of a sound
@@ -150,6 +155,7 @@ def write_synthetic(
     test_pairs_per_class: int = 20,
     side: int = 96,
     audio: bool = False,
+    unrelated: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, Path]:
@@ -166,6 +172,7 @@ def write_synthetic(
         test_pairs_per_class: test pairs of each label of the target.
         side: side of the square pictures, in pixels.
         audio: add sounds; pictures and texts stay as they are.
+        unrelated: give source and target no shape, texture or colour in common.
         force: replace corpora that are there already.
         progress: called with (pairs written, pairs in all).
 
@@ -183,7 +190,9 @@ def write_synthetic(
         "target": {"train": target_pairs_per_class, "val": val_pairs_per_class, "test": test_pairs_per_class},
     }
     _check_sizes(source_classes, target_classes, sizes, side)
-    classes = dict(zip(sizes, _choose_classes(seed, source_classes, target_classes), strict=True))
+    values = dict(zip(sizes, _unrelated_values(seed) if unrelated else (ALL, ALL), strict=True))
+    choose = partial(_choose_unrelated, values) if unrelated else _choose_classes
+    classes = dict(zip(sizes, choose(seed, source_classes, target_classes), strict=True))
     plan = [
         (domain, number, look, split, place)
         for domain in sizes
@@ -206,7 +215,7 @@ def write_synthetic(
                 (folder / "images").mkdir()
             for done, (domain, number, look, split, place) in enumerate(plan, start=1):
                 name = f"{seed}/{look.label}/{split}/{place}"
-                shown, picture, text = _pair(_Stream(name), look, side)
+                shown, picture, text = _pair(_Stream(name), look, values[domain], side)
                 key = f"{domain}-{number:03}-{split}-{place:04}"
                 image = f"images/{key}.png"
                 picture.save(new[domain] / image)
@@ -281,6 +290,29 @@ def _choose_classes(seed: int, sources: int, targets: int) -> tuple[list[Look], 
     return source, _balanced(unseen, targets)
 
 
+def _unrelated_values(seed: int) -> tuple[Values, Values]:
+    """Five of eight values for the source, the others for the target."""
+    stream = _Stream(f"{seed}/values")
+    mixed = [(stream.shuffled(names), 5 * len(names) // 8) for names in ALL]
+    return tuple(names[:count] for names, count in mixed), tuple(names[count:] for names, count in mixed)
+
+
+def _choose_unrelated(
+    values: Mapping[str, Values], seed: int, sources: int, targets: int
+) -> tuple[list[Look], list[Look]]:
+    """Combinations that use all values of their own domain about equally often."""
+    found = []
+    for domain, count in (("source", sources), ("target", targets)):
+        free = _Stream(f"{seed}/classes").shuffled([Look(*each) for each in product(*values[domain])])
+        if len(free) < count:
+            raise ConfigError(
+                f"{domain}_classes is {count}; expected at most {len(free)}, for of unrelated corpora the {domain} has "
+                f"{' x '.join(str(len(each)) for each in values[domain])} colours, textures and shapes"
+            )
+        found.append(_balanced(free, count))
+    return found[0], found[1]
+
+
 def _balanced(looks: Sequence[Look], count: int) -> list[Look]:
     """So many looks, each time the first of those whose values were used least."""
     used: Counter[str] = Counter()
@@ -293,9 +325,8 @@ def _balanced(looks: Sequence[Look], count: int) -> list[Look]:
     return chosen
 
 
-def _pair(stream: _Stream, typical: Look, side: int) -> tuple[Look, Image.Image, str]:
-    """One pair of the class, and what it shows."""
-    names = (list(COLOURS), list(TEXTURES), list(SHAPES))
+def _pair(stream: _Stream, typical: Look, names: Values, side: int) -> tuple[Look, Image.Image, str]:
+    """One pair of the class, and what it shows: nothing but values of its domain."""
     look = Look(
         *(v if stream.chance(CONSTANCY) else stream.pick(n) for v, n in zip(typical.values, names, strict=True))
     )
