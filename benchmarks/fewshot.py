@@ -39,7 +39,7 @@ from dckt_trainer.runs import Run, open_run
 from dckt_trainer.sweep_table import estimate
 from dckt_trainer.train import resume, train
 from linear_baselines import Measured, canonical_correlations, semantic_matching
-from setting import data_folder, input_changes, interval, machine
+from setting import TRUNK, data_folder, input_changes, interval, machine
 
 PAIRS_PER_CLASS = (1, 2, 5, 10, 20, 40)
 FEATURES = "wikipedia/features.npz:text=text_lda,val=val231,test=test462"
@@ -49,6 +49,7 @@ CORPORA: dict[str, tuple[str | None, str]] = {  # source and target; the most im
     "caltech101 → pascal_sentences": ("caltech101", "pascal_sentences"),
     "fashion → pascal_sentences": ("fashion", "pascal_sentences"),
     "caltech101 → fashion": ("caltech101", "fashion"),
+    "fashion → caltech101": ("fashion", "caltech101"),
     "pascal_sentences → caltech101": ("pascal_sentences", "caltech101"),
     "synthetic": (f"{SYNTHETIC}source", f"{SYNTHETIC}target"),
     "wikipedia": (None, FEATURES),
@@ -340,6 +341,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", type=int, default=list(PAIRS_PER_CLASS), help="per class")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trunk", default=TRUNK, help=f"whose weights lie beside the corpora ({TRUNK})")
     parser.add_argument("--set", dest="changes", action="append", default=[], help="any other setting, for all runs")
     parser.add_argument("--out", type=Path, default=Path("runs/fewshot"))
     parser.add_argument("--tables", action="store_true", help="only write the tables of the lines that there are")
@@ -352,12 +354,13 @@ def main() -> None:
         return
     data = data_folder(parser).resolve()
     settings = [f"network.width={WIDTH}", "compute.threads=1", *args.changes]
-    pictures = [*settings, *input_changes(data)]
+    told = settings if args.trunk == TRUNK else [*settings, f"image.trunk={args.trunk}"]
+    pictures = [*settings, *input_changes(data, args.trunk)]
     args.out.mkdir(parents=True, exist_ok=True)
     lines, noted = args.out / "rows.jsonl", args.out / "settings.txt"
-    if noted.exists() and noted.read_text(encoding="utf-8") != "\n".join(settings):
+    if noted.exists() and noted.read_text(encoding="utf-8") != "\n".join(told):
         parser.error(f"{args.out} was made with other settings, which are in {noted}; name another --out")
-    atomic_write(noted, "\n".join(settings))
+    atomic_write(noted, "\n".join(told))
     bases = _known_bases(args.out)
     for seed in range(args.seeds):
         for corpora in args.corpora:
@@ -379,7 +382,7 @@ def main() -> None:
                         row = {"corpora": corpora, "pairs": pairs, "method": method, "seed": seed, **figures}
                         with lines.open("a", encoding="utf-8") as file:
                             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            text = write_tables(args.out, settings)
+            text = write_tables(args.out, told)
     print(f"\n{text}")
 
 
