@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adversarial import reversal_schedule, reverse_gradient
 from dckt.files import atomic_write
-from dckt_trainer.adversarial import reversal_schedule, reverse_gradient
 from dckt_trainer.config import Config
 from dckt_trainer.data.synthetic import write_synthetic
 from dckt_trainer.evaluate import represent
@@ -69,9 +69,6 @@ SELECTION = Sweep(
             RANDOM: ("transfer.law=random",),
             "consistency, paper law": (),
             "consistency, released law": ("transfer.law=released",),
-            "soft weights": ("transfer.weighting=soft",),
-            "rank pacing": ("transfer.law=rank",),
-            "smoothing .5": ("transfer.smoothing=0.5",),
             "stratified draws": ("transfer.stratified=true",),
             "reciprocal rank": ("transfer.score=reciprocal_rank",),
             "all, source classes weighted": ("transfer.law=selection:weighted_source",),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dckt_trainer.adversarial import reversal_schedule, reverse_gradient
+from adversarial import reversal_schedule, reverse_gradient
 
 
 def test_sign_and_scale():

@@ -19,7 +19,6 @@ LONGER = [
     "pretrain.source_epochs=60",
     "pretrain.target_epochs=60",
     "transfer.rounds=6",
-    "transfer.smoothing=0.5",
     "transfer.stratified=true",
 ]
 # A server that has everything loaded forks the trainings, so that each begins at once.
@@ -113,7 +112,7 @@ def same(whole, killed):
         one, other = (load_tensors(run / domain / "network.safetensors") for run in (whole, killed))
         assert all(torch.equal(one[name], other[name]) for name in one | other)
     joint, again = (load_tensors(run / "checkpoints" / "joint.safetensors") for run in (whole, killed))
-    assert all(torch.equal(joint[name], again[name]) for name in joint | again)  # momentum and scores too
+    assert all(torch.equal(joint[name], again[name]) for name in joint | again)  # momentum too
     for name in ("metrics", "selection"):
         assert open_run(whole).events(name) == open_run(killed).events(name)
     read = [json.loads((run / "evaluation.json").read_text(encoding="utf-8")) for run in (whole, killed)]

@@ -97,30 +97,6 @@ def test_pretraining_has_no_mmd_and_full_semantic_weight():
         assert found[f"pair/{domain}.fc7.image-text"] == weight
 
 
-def test_a_pairs_weight_scales_its_losses():
-    weights = torch.tensor([[0.5, 2.0], [0.0, 1.5], [1.0, 1.0]])
-    logits, labels = torch.randn(3, 2, 4), torch.tensor([[0, 3], [1, 2], [2, 0]])
-    each = torch.stack([semantic_loss(logits[b, g][None], labels[b, g][None]) for b in range(3) for g in range(2)])
-    assert torch.allclose(semantic_loss(logits, labels, weights), (each * weights.flatten()).mean())
-    image, text = torch.randn(3, 2, 5), torch.randn(3, 2, 5)
-    apart = torch.stack([(image[b, g] - text[b, g]).square().sum() for b in range(3) for g in range(2)])
-    assert torch.allclose(pair_loss(image, text, weights), (apart * weights.flatten()).mean() / 2)
-    ones = torch.ones(3, 2)
-    assert torch.allclose(pair_loss(image, text, ones), pair_loss(image, text))
-    assert torch.allclose(semantic_loss(logits, labels, ones), semantic_loss(logits, labels))
-
-
-def test_a_pairs_weight_reaches_its_own_domains_terms_only():
-    batches = {"source": batch(0), "target": batch(1, classes=2)}
-    heavy = dataclasses.replace(batches["target"], weights=torch.full((6, 2), 3.0))
-    terms = joint_terms(MEDIA, LossConfig(), MmdConfig())
-    plain = {term.name: term.value(batches) for term in terms}
-    weighted = {term.name: term.value({**batches, "target": heavy}) for term in terms}
-    for name, value in plain.items():
-        factor = 3.0 if "/target" in name else 1.0
-        assert torch.allclose(weighted[name], factor * value, rtol=1e-4), name
-
-
 def test_strangers_are_pushed_to_the_margin_and_no_farther():
     first = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0]], dtype=torch.float64, requires_grad=True)
     second = torch.tensor([[0.3, 0.4], [3.0, 4.0], [2.0, 4.0]], dtype=torch.float64)

@@ -23,10 +23,10 @@ def vectors(seed, pairs=15, classes=6):
     return {medium: rng.dirichlet(np.ones(classes), pairs).astype(np.float32) for medium in ("image", "text")}
 
 
-def selection(number=1, earlier=None, seed=0, **changes):
+def selection(number=1, seed=0, **changes):
     labels = np.arange(15) % 3
     settings = TransferConfig(**changes)
-    return select(settings, number, vectors(0), vectors(1), labels, np.random.default_rng(seed), earlier)
+    return select(settings, number, vectors(0), vectors(1), labels, np.random.default_rng(seed))
 
 
 # Worked by hand from eq. 13 at alpha = .2, for AP^q of 0, .25, .5, .75 and 1 times the largest.
@@ -136,16 +136,6 @@ def test_domain_consistency_equals_a_loop():
     assert domain_consistency(image, text, labels) == pytest.approx(expected, abs=1e-6)
 
 
-def test_ranks_are_paced_from_alpha_to_all():
-    scores = np.random.default_rng(0).random(40)
-    order = np.argsort(-scores)
-    for number, count in ((1, 8), (4, round(40 * (0.2 + 0.8 * 3 / 9))), (10, 40)):
-        chances = chances_of(scores, number, law="rank")
-        assert sorted(np.flatnonzero(chances)) == sorted(order[:count])
-        assert set(chances) <= {0.0, 1.0}
-    assert np.array_equal(chances_of(scores, 3, law="rank"), chances_of(scores**3 * 100, 3, law="rank"))  # scale-free
-
-
 def test_reciprocal_rank_equals_a_loop_and_asks_no_labels():
     source = vectors(3)
     unit = {m: rows / np.linalg.norm(rows, axis=1, keepdims=True) for m, rows in source.items()}
@@ -163,23 +153,6 @@ def test_reciprocal_rank_equals_a_loop_and_asks_no_labels():
 def test_partners_that_tie_with_others_have_the_mean_rank():
     equal = {medium: np.ones((4, 3), np.float32) for medium in ("image", "text")}
     assert SCORES["reciprocal_rank"](equal, {}, np.zeros(4)) == pytest.approx([2 / 2.5] * 4)
-
-
-def test_soft_weights_keep_every_pair_and_have_mean_one():
-    chosen = selection(weighting="soft", number=2)
-    assert chosen.places.tolist() == list(range(15))
-    expected = chances_of(chosen.scores, 2)
-    assert chosen.weights == pytest.approx(expected / expected.mean())
-    assert chosen.weights.mean() == pytest.approx(1)
-    assert selection(weighting="soft", law="all").weights == pytest.approx(np.ones(15))
-
-
-def test_smoothing_is_a_moving_average_over_rounds():
-    first = selection().scores
-    earlier = np.linspace(0, 2, 15)
-    assert selection(smoothing=0.75, earlier=earlier).scores == pytest.approx(0.75 * earlier + 0.25 * first)
-    assert selection(smoothing=0.75).scores == pytest.approx(first)  # the first round has nothing to average with
-    assert selection(earlier=earlier).scores == pytest.approx(first)
 
 
 def test_strata_each_give_their_expected_number_and_chances_hold():

@@ -134,9 +134,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run_training, finished, cache
         "text.max_tokens=3",
         "image.crop_share=0.5",
         "transfer.score=reciprocal_rank",
-        "transfer.law=rank",
-        "transfer.smoothing=0.9",
-        "transfer.weighting=soft",
         "transfer.stratified=true",
         "transfer.draws=frozen",
         "transfer.order=fixed",
@@ -257,7 +254,7 @@ def test_a_checkpoint_of_another_run_is_refused(run_training, finished, wider, c
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("lost", ["scores", "momentum.target.fc8.linear.weight", "round"])
+@pytest.mark.parametrize("lost", ["momentum.target.fc8.linear.weight", "round"])
 def test_a_joint_checkpoint_that_lacks_something_is_refused(run_training, finished, cache, tmp_path, lost):
     out = tmp_path / "run"
     shutil.copytree(finished.path, out)

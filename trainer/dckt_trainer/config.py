@@ -272,13 +272,10 @@ class TransferConfig:
         alpha: the largest probability with which a pair is selected (eq. 13).
         score: how well a target pair fits the source model: ``consistency`` (AP^q, eq. 11 and 12, needs target labels),
             ``reciprocal_rank`` (of its partner, needs none), or your own function as ``module:function``.
-        smoothing: share of the earlier rounds in a moving average of the scores; 0 takes each round's as it is.
         law: ``paper`` selects by score (eq. 13), ``released`` as the authors' code does, ``all`` takes every pair,
-            ``random`` as many pairs as ``paper`` is expected to, whichever they are, ``rank`` a share of the best that
-            grows from ``alpha`` in the first round to all in the last; or your own function as ``module:function``.
-        weighting: ``draw`` keeps a pair with the law's probability; ``soft`` keeps all pairs and weighs each one's
-            losses by its probability over the mean one.
-        stratified: ``draw`` keeps the law's expected number of every class, not of all classes together.
+            ``random`` as many pairs as ``paper`` is expected to, whichever they are; or your own function as
+            ``module:function``.
+        stratified: keep the law's expected number of every class, not of all classes together.
         draws: random numbers of a round are ``fresh``, or the same in every round: ``frozen``, as in the released code,
             where about four fifths of the pairs can then never be selected.
         order: pairs come ``shuffled`` anew in each pass, or in a ``fixed`` order that each round starts again.
@@ -291,9 +288,7 @@ class TransferConfig:
     accumulate: int = _setting(10, low=1)
     alpha: float = _setting(0.2, above=0, high=1)
     score: str = _plugin("consistency", "consistency", "reciprocal_rank")
-    smoothing: float = _setting(0.0, low=0, high=0.99)
-    law: str = _plugin("paper", "paper", "released", "all", "random", "rank")
-    weighting: Literal["draw", "soft"] = "draw"
+    law: str = _plugin("paper", "paper", "released", "all", "random")
     stratified: bool = False
     draws: Literal["fresh", "frozen"] = "fresh"
     order: Literal["shuffled", "fixed"] = "shuffled"

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from dckt_trainer.config import Config
+from dckt_trainer.cores import threads
 from dckt_trainer.data.corpus import Corpus, OnBadPair
 from dckt_trainer.data.feature_corpus import FeatureCorpus
 from dckt_trainer.data.features import BATCH, cache_file, computed_features, default_cache
@@ -28,7 +29,7 @@ from dckt_trainer.losses import Term, joint_terms, pretraining_terms
 from dckt_trainer.network import DomainNetwork
 from dckt_trainer.optimize import Domain, optimize, sgd
 from dckt_trainer.pairs import PairSet, PairStream
-from dckt_trainer.plan import DOMAINS, Plan, make_plan, threads
+from dckt_trainer.plan import DOMAINS, Plan, make_plan
 from dckt_trainer.pretrain import passes_for
 from dckt_trainer.progress import Reporter, Silent
 from dckt_trainer.transfer import passes_of_round

@@ -27,12 +27,10 @@ class Batch:
     Attributes:
         activations: of B pairs in each of G batches.
         labels: (B, G) class numbers.
-        weights: (B, G) how much each pair counts in the losses of its own domain; None counts all alike.
     """
 
     activations: Activations
     labels: Tensor
-    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,9 @@ class Term:
     value: Callable[[dict[str, Batch]], Tensor]
 
 
-def semantic_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean cross entropy of (..., C) logits against (...) labels (eq. 9 and 10), each times its weight."""
-    rows = logits.reshape(-1, logits.shape[-1])
-    if weights is None:
-        return functional.cross_entropy(rows, labels.flatten())
-    return (functional.cross_entropy(rows, labels.flatten(), reduction="none") * weights.flatten()).mean()
+def semantic_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of (..., C) logits against (...) labels (eq. 9 and 10)."""
+    return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.flatten())
 
 
 def contrastive_loss(first: Tensor, second: Tensor, same: Tensor, margin: float = 1.0) -> Tensor:
@@ -74,15 +69,13 @@ def contrastive_loss(first: Tensor, second: Tensor, same: Tensor, margin: float 
     return (same * squares + (1 - same) * gaps.square()).sum() / (2 * len(first))
 
 
-def pair_loss(first: Tensor, second: Tensor, weights: Tensor | None = None) -> Tensor:
+def pair_loss(first: Tensor, second: Tensor) -> Tensor:
     """``1 / (2 B) * sum |first_n - second_n|^2`` of two (B, ..., D) activations (eq. 4 to 7), a mean over batches.
 
     The paper adds the distances up; the mean form, with the released weight, is what trains.
     """
     apart = first - second
-    if weights is None:
-        return apart.square().sum() / (2 * apart[..., 0].numel())
-    return (apart.square().sum(-1) * weights).mean() / 2
+    return apart.square().sum() / (2 * apart[..., 0].numel())
 
 
 def pretraining_terms(domain: str, media: Iterable[str], weights: LossConfig) -> list[Term]:
@@ -130,9 +123,7 @@ def _semantic(domain: str, media: Iterable[str], weight: float) -> list[Term]:
         return Term(
             f"semantic/{domain}.{medium}",
             weight,
-            lambda batches: semantic_loss(
-                batches[domain].activations.logits[medium], batches[domain].labels, batches[domain].weights
-            ),
+            lambda batches: semantic_loss(batches[domain].activations.logits[medium], batches[domain].labels),
         )
 
     return [term(medium) for medium in media]
@@ -147,7 +138,7 @@ def _pair(domain: str, media: Iterable[str], weight: float) -> list[Term]:
     def term(layer: str, first: str, second: str) -> Term:
         def value(batches: dict[str, Batch]) -> Tensor:
             activations = getattr(batches[domain].activations, layer)
-            return pair_loss(activations[first], activations[second], batches[domain].weights)
+            return pair_loss(activations[first], activations[second])
 
         return Term(f"pair/{domain}.{layer}.{first}-{second}", weight, value)
 

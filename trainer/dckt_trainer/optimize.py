@@ -222,7 +222,7 @@ def _batch(forward: Callable[[Mapping[str, Tensor]], Activations], draw: Draw) -
     activations = forward(draw.features)
     if parallel.size() > 1:
         activations = activations.map(parallel.rows_of_all)
-    return Batch(activations, draw.labels, draw.weights)
+    return Batch(activations, draw.labels)
 
 
 def _by_kind(terms: Sequence[Term], values: Tensor) -> dict[str, float]:

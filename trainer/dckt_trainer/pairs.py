@@ -44,13 +44,11 @@ class Draw:
         features: for each medium (rows, G, F).
         labels: (B, G), of all rows.
         places: (B, G) int64, where in the pair set each came from; of all rows.
-        weights: (B, G), or None where all pairs count alike.
     """
 
     features: Mapping[str, Tensor]
     labels: Tensor
     places: Tensor
-    weights: Tensor | None
 
 
 @dataclass
@@ -69,7 +67,6 @@ class PairStream:
         name: of the stream.
         device: where the batches go.
         fixed: every pass has the order of the first one.
-        weights: (N,) how much each pair of the set counts; None counts all alike.
         drawn: batches that were drawn before.
     """
 
@@ -80,7 +77,6 @@ class PairStream:
     name: str
     device: torch.device
     fixed: bool = False
-    weights: Tensor | None = None
     drawn: int = 0
 
     def draw(self, batches: int = 1) -> Draw:
@@ -95,8 +91,7 @@ class PairStream:
             medium: rows[own.flatten()].view(*own.shape, -1).to(self.device)
             for medium, rows in self.pairs.features.items()
         }
-        weights = None if self.weights is None else self.weights[chosen].to(self.device)
-        return Draw(features, self.pairs.labels[chosen].to(self.device), chosen, weights)
+        return Draw(features, self.pairs.labels[chosen].to(self.device), chosen)
 
     def _order(self, number: int) -> Tensor:
         generator = torch_generator(self.seed, "order", self.name, 0 if self.fixed else number)

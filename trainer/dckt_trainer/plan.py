@@ -6,8 +6,7 @@ A training and its dry run share this, so the one refuses what the other refuses
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -205,18 +204,6 @@ def pick_device(name: str) -> torch.device:
     return parallel.local_device(name)
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """PyTorch has so many threads in this block; 0 leaves it as it is."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def read_any(
     path: str | Path,
     on_bad_pair: OnBadPair,
@@ -340,8 +327,6 @@ def _check_settings(config: Config, *, alone: bool, features: bool) -> None:
     mistakes += [f"media.vectors: {fault}" for fault in faulty_names(config.media.vectors)]
     mistakes += [f"media.vectors: {name!r} has a meaning of its own; choose another name" for name in taken]
     _check_batches(config)
-    if transfer.weighting == "soft" and (transfer.stratified or transfer.draws == "frozen"):
-        mistakes.append("transfer.weighting is 'soft', which draws nothing; leave out transfer.stratified and .draws")
     if transfer.rounds and not linear and not joint_terms(MEDIA, config.losses, config.mmd):
         mistakes.append("every weight in [losses] is 0, so a round would minimise nothing; give one, or --rounds 0")
     if mistakes:

@@ -59,12 +59,10 @@ class Selection:
     Attributes:
         scores: (Q,) of all target pairs, as the law saw them.
         places: of the selected pairs, in rising order, at least two.
-        weights: (Q,) how much each pair counts, 1 on average; None where all selected pairs count alike.
     """
 
     scores: Scores
     places: NDArray[np.int64]
-    weights: Scores | None = None
 
 
 # --- scores ---------------------------------------------------------------------------------------------------
@@ -163,24 +161,11 @@ def at_random(scores: Scores, number: int, rounds: int, alpha: float) -> Scores:
     return np.full(len(scores), paper(scores, number, rounds, alpha).mean())
 
 
-def rank(scores: Scores, number: int, rounds: int, alpha: float) -> Scores:
-    """The best share by score, which grows from alpha in the first round to all in the last (a paced curriculum).
-
-    It looks at ranks alone, so the scale of the scores does not matter.
-    """
-    share = alpha + (1 - alpha) * (number - 1) / max(rounds - 1, 1)
-    count = min(len(scores), max(FEWEST, round(share * len(scores))))
-    chances = np.zeros(len(scores))
-    chances[np.argsort(-scores, kind="stable")[:count]] = 1
-    return chances
-
-
 LAWS: Mapping[str, Law] = {
     "paper": paper,
     "released": released,
     "all": everything,
     "random": at_random,
-    "rank": rank,
 }
 
 # --- both together ----------------------------------------------------------------------------------------------
@@ -193,7 +178,6 @@ def select(
     target: Vectors,
     labels: NDArray[np.int64],
     generator: np.random.Generator,
-    earlier: Scores | None = None,
 ) -> Selection:
     """Scores all target pairs and takes those that round ``number`` trains on.
 
@@ -204,7 +188,6 @@ def select(
         target: by medium, (Q, C') under the target model.
         labels: (Q,) target labels.
         generator: where pairs are drawn from.
-        earlier: (Q,) scores of the round before, which ``smoothing`` averages with.
 
     Raises:
         ConfigError: a function of the user's own cannot be found.
@@ -213,19 +196,12 @@ def select(
     score: Score = _function("transfer.score", settings.score, SCORES)
     law: Law = _function("transfer.law", settings.law, LAWS)
     scores = _checked(settings.score, score(source, target, labels), len(labels))
-    if earlier is not None and settings.smoothing:
-        scores = settings.smoothing * earlier + (1 - settings.smoothing) * scores
     chances = _checked(settings.law, law(scores, number, settings.rounds, settings.alpha), len(labels))
     if chances.min() < 0 or chances.max() > 1:
         raise TrainingError(
             f"transfer.law {settings.law}: probabilities {chances.min()} to {chances.max()}; expected 0 to 1"
         )
-    if settings.weighting == "soft":
-        mean = chances.mean()
-        weights = chances / mean if mean > 0 else np.ones(len(chances))
-        return Selection(scores, np.arange(len(chances)), weights)
-    places = draw(chances, generator, labels if settings.stratified else None)
-    return Selection(scores, places)
+    return Selection(scores, draw(chances, generator, labels if settings.stratified else None))
 
 
 def draw(chances: Scores, generator: np.random.Generator, strata: NDArray[np.int64] | None = None) -> NDArray[np.int64]:

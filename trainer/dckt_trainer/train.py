@@ -22,6 +22,7 @@ from dckt_trainer import parallel
 from dckt_trainer.analysis import score_spread
 from dckt_trainer.checkpoint import load_into, load_tensors, load_with_metadata, save_tensors, unfit_error
 from dckt_trainer.config import Config
+from dckt_trainer.cores import crowding, threads
 from dckt_trainer.data.corpus import OnBadPair
 from dckt_trainer.data.features import default_cache
 from dckt_trainer.encoders import CommonSpace
@@ -33,13 +34,12 @@ from dckt_trainer.model import DomainModel, save_model, save_network
 from dckt_trainer.network import DomainNetwork, copy_of
 from dckt_trainer.optimize import Solver, StepLog, sgd
 from dckt_trainer.pairs import PairSet
-from dckt_trainer.plan import DOMAINS, Plan, make_plan, pick_device, remake_plan, threads
+from dckt_trainer.plan import DOMAINS, Plan, make_plan, pick_device, remake_plan
 from dckt_trainer.pretrain import passes_for, pretrain
 from dckt_trainer.progress import Reporter, Silent
 from dckt_trainer.report import write_run_report
 from dckt_trainer.runs import ReadOnlyRun, Run, create_run, open_run
 from dckt_trainer.seeds import seed_of
-from dckt_trainer.selection import Scores
 from dckt_trainer.tensorboard import check_installed, mirrored
 from dckt_trainer.transfer import JointData, RoundLog, passes_of_round, transfer_round
 from dckt_trainer.word_bag import WordBag
@@ -140,6 +140,8 @@ def resume(
 
 
 def _go(run: Run, plan: Plan, cache: Path | None, reporter: Reporter, *, tensorboard: bool) -> Run:
+    if warning := crowding(plan.device):
+        reporter.say(warning)
     with ExitStack() as stack:
         if not parallel.rank():
             run = stack.enter_context(mirrored(run, wanted=tensorboard))
@@ -179,7 +181,6 @@ class _Joint:
         step: solver steps that are done.
         best_round: the best on validation so far.
         best_map: its MAP; below 0 before the first validation.
-        scores: (Q,) of the target pairs in the last round.
     """
 
     networks: Mapping[str, DomainNetwork]
@@ -188,7 +189,6 @@ class _Joint:
     step: int = 0
     best_round: int = 0
     best_map: float = -1.0
-    scores: Scores | None = None
 
     @property
     def target(self) -> DomainNetwork:
@@ -347,7 +347,7 @@ class _Training:
         for number in range(joint.round + 1, self.config.transfer.rounds + 1):
             self.run.begin(f"round/{number}")
             log = self._round(number, joint, pairs)
-            joint.round, joint.step, joint.scores = number, joint.step + log.steps.steps, log.selection.scores
+            joint.round, joint.step = number, joint.step + log.steps.steps
             self.run.log("selection", _selection_figures(log, pairs["target.train"]))
             figures = {"selected": len(log.selection.places), **_loss_figures(log.steps)}
             self._validate(joint, pairs["target.val"], figures)
@@ -367,7 +367,6 @@ class _Training:
                 self.config,
                 first_step=joint.step,
                 device=self.device,
-                earlier=joint.scores,
                 advance=advance,
             )
 
@@ -386,8 +385,6 @@ class _Training:
     def _keep(self, joint: _Joint) -> None:
         """One file for the whole joint state, so that a kill leaves the state of one round, never a mixture."""
         tensors = {**_states(joint.networks), **_momenta(joint.networks, joint.optimizer)}
-        if joint.scores is not None:
-            tensors["scores"] = torch.from_numpy(joint.scores)
         notes = {
             "round": str(joint.round),
             "step": str(joint.step),
@@ -409,7 +406,6 @@ class _Training:
         try:
             joint.round, joint.step = int(notes["round"]), int(notes["step"])
             joint.best_round, joint.best_map = int(notes["best_round"]), float(notes["best_map"])
-            joint.scores = tensors["scores"].numpy()
         except (KeyError, ValueError, RuntimeError) as error:
             raise unfit_error(path, str(error)) from error
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dckt_trainer import parallel
 from dckt_trainer.config import Config
@@ -23,7 +22,7 @@ from dckt_trainer.optimize import Domain, Solver, StepLog, inv_rate, optimize
 from dckt_trainer.pairs import PairSet, PairStream
 from dckt_trainer.progress import Advance
 from dckt_trainer.seeds import numpy_generator, torch_generator
-from dckt_trainer.selection import OnDemand, Scores, Selection, select
+from dckt_trainer.selection import OnDemand, Selection, select
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,6 @@ def transfer_round(
     *,
     first_step: int,
     device: torch.device,
-    earlier: Scores | None = None,
     advance: Advance = lambda count, figures=None: None,
 ) -> RoundLog:
     """Scores, selects, and trains both networks in place for one round.
@@ -84,7 +82,6 @@ def transfer_round(
         config: the run's configuration.
         first_step: solver steps taken in the rounds before.
         device: where the networks are.
-        earlier: (Q,) the scores of the round before.
         advance: told after each step.
     """
     settings = config.transfer
@@ -99,19 +96,17 @@ def transfer_round(
             OnDemand(lambda: represent(target, data.target, device)),
             data.target.labels.numpy(),
             numpy_generator(config.seed, "selection", 1 if settings.draws == "frozen" else number),
-            earlier,
         )
     )
     fixed = settings.order == "fixed"
-    weights = None if selection.weights is None else torch.from_numpy(selection.weights).float()
 
-    def stream(name: str, pairs: PairSet, places: NDArray[np.int64], weights: Tensor | None = None) -> PairStream:
+    def stream(name: str, pairs: PairSet, places: NDArray[np.int64]) -> PairStream:
         name = name if fixed else f"{name}/{number}"
-        return PairStream(pairs, places, settings.batch, config.seed, name, device, fixed=fixed, weights=weights)
+        return PairStream(pairs, places, settings.batch, config.seed, name, device, fixed=fixed)
 
     domains = {
         "source": Domain(source, stream("source", data.source, np.arange(len(data.source)))),
-        "target": Domain(target, stream("target", data.target, selection.places, weights)),
+        "target": Domain(target, stream("target", data.target, selection.places)),
     }
     log = optimize(
         domains,
