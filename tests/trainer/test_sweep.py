@@ -19,7 +19,6 @@ from dckt_trainer import sweep_jobs
 from dckt_trainer import train as train_module
 from dckt_trainer.cli import app
 from dckt_trainer.config import load_config
-from dckt_trainer.data.synthetic import write_synthetic
 from dckt_trainer.progress import Silent
 from dckt_trainer.runs import open_run
 from dckt_trainer.sweep import Row, Sweep, grid_sweep, read_sweep, sweep_names
@@ -58,27 +57,6 @@ def quick_reports():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "write_run_report", lambda run, *_: (run.path / "report.html").touch())
         yield
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
-    root = tmp_path_factory.mktemp("corpora")
-    write_synthetic(
-        root,
-        source_classes=4,
-        source_pairs_per_class=8,
-        target_classes=3,
-        target_pairs_per_class=5,
-        val_pairs_per_class=3,
-        test_pairs_per_class=4,
-        side=48,
-    )
-    return root
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
