@@ -37,6 +37,7 @@ _SAMPLES_A_SECOND = 4
 _NEVER = float("inf")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _QUERIES = 64
+_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -290,15 +291,8 @@ def _report(folder: Path, notes: Sequence[Mapping[str, Any]], ended: Sequence[st
     lives = _lives(notes)
     questions = samples.queries(_QUERIES, seed=3).astype(np.float64)
     scores = lives.matrix @ (questions / np.linalg.norm(questions, axis=1, keepdims=True)).T
-    ghosts: list[str] = []
-    missed = expected = searches = 0
-    for note in notes:
-        if "search" in note:
-            searches += 1
-            ghosts += _ghosts(note, lives, scores[:, note["search"]])
-            must, without = _must(note, lives, scores[:, note["search"]])
-            expected += must
-            missed += without
+    searches = [note for note in notes if "search" in note]
+    ghosts, expected, missed = _judged(searches, lives, scores)
     now = {
         item: Stored(vector(item, version), {"version": version})
         for (item, version), place in lives.places.items()
@@ -309,7 +303,7 @@ def _report(folder: Path, notes: Sequence[Mapping[str, Any]], ended: Sequence[st
     growth, memory = _growth(notes)
     return Report(
         changes=sum("item" in note for note in notes),
-        searches=searches,
+        searches=len(searches),
         errors=[*ended, *(note["error"] for note in notes if "error" in note)],
         ghosts=ghosts,
         missed=missed,
@@ -318,6 +312,32 @@ def _report(folder: Path, notes: Sequence[Mapping[str, Any]], ended: Sequence[st
         growth=growth,
         memory=memory,
     )
+
+
+def _judged(
+    searches: Sequence[Mapping[str, Any]], lives: _Lives, scores: NDArray[np.float64]
+) -> tuple[list[str], int, int]:
+    """What could not be found and was, how many versions had to be found, and how many of them were not.
+
+    Args:
+        searches: notes of answers.
+        lives: of all V versions.
+        scores: (V, questions) of every version for every question.
+    """
+    ghosts: list[str] = []
+    expected = missed = 0
+    ordered = sorted(searches, key=lambda note: float(note["began"]))
+    for start in range(0, len(ordered), _TOGETHER):
+        block = ordered[start : start + _TOGETHER]
+        # Of all the versions that there ever were, few lived then.
+        alive = np.flatnonzero((lives.certain < block[-1]["began"]) & (lives.leaving > block[0]["began"]))
+        for note in block:
+            own = scores[:, note["search"]]
+            ghosts += _ghosts(note, lives, own)
+            must, without = _must(note, lives, alive, own)
+            expected += must
+            missed += without
+    return ghosts, expected, missed
 
 
 def _ghosts(note: Mapping[str, Any], lives: _Lives, scores: NDArray[np.float64]) -> Iterator[str]:
@@ -338,13 +358,15 @@ def _ghosts(note: Mapping[str, Any], lives: _Lives, scores: NDArray[np.float64])
             yield f"thread {note['by']}: {item} in version {version}, which was not there, by {late:.6f} s"
 
 
-def _must(note: Mapping[str, Any], lives: _Lives, scores: NDArray[np.float64]) -> tuple[int, int]:
-    """How many versions had to be among the hits, and how many of those are not."""
-    certain = (lives.certain < note["began"]) & (lives.leaving > note["ended"])
+def _must(
+    note: Mapping[str, Any], lives: _Lives, alive: NDArray[np.int64], scores: NDArray[np.float64]
+) -> tuple[int, int]:
+    """How many versions had to be among the hits, and how many of those are not; of those that may have lived then."""
+    certain = alive[(lives.certain[alive] < note["began"]) & (lives.leaving[alive] > note["ended"])]
     hits = note["hits"]
     floor = hits[-1][1] + TOLERANCE if len(hits) == _K else -2.0
     found = {lives.places.get((item, version)) for item, _, version in hits}
-    must = np.flatnonzero(certain & (scores > floor)).tolist()
+    must = certain[scores[certain] > floor].tolist()
     return len(must), len(set(must) - found)
 
 

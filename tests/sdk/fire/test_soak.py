@@ -29,17 +29,34 @@ def test_what_could_not_be_there_is_told():
     lives = soak._lives(notes)
     score = float(lives.matrix[0] @ lives.matrix[0])
 
-    def judged(began: float, ended: float, hits) -> tuple[list[str], tuple[int, int]]:
-        note = {"by": "x", "began": began, "ended": ended, "hits": hits}
-        return list(soak._ghosts(note, lives, np.array([score]))), soak._must(note, lives, np.array([score]))
+    def judged(began: float, ended: float, hits) -> tuple[list[str], int, int]:
+        note = {"by": "x", "search": 0, "began": began, "ended": ended, "hits": hits}
+        return soak._judged([note], lives, np.array([[score]]))
 
     hit = ["t00000001", score, 1]
-    assert judged(3, 4, [hit]) == ([], (1, 0))
-    assert judged(1.5, 1.6, [hit]) == ([], (0, 0))  # it may be there already
-    assert judged(3, 4, []) == ([], (1, 1))  # it had to be there
-    assert judged(5.5, 5.6, []) == ([], (0, 0))  # it may be gone
+    assert judged(3, 4, [hit]) == ([], 1, 0)
+    assert judged(1.5, 1.6, [hit]) == ([], 0, 0)  # it may be there already
+    assert judged(3, 4, []) == ([], 1, 1)  # it had to be there
+    assert judged(5.5, 5.6, []) == ([], 0, 0)  # it may be gone
     for began, ended, hits in ((0.1, 0.9, [hit]), (6.1, 7, [hit]), (3, 4, [["t00000001", 0.1, 1]]), (3, 4, [hit, hit])):
         assert judged(began, ended, hits)[0]
+
+
+def test_answers_are_judged_alike_one_by_one_and_together():
+    """Versions that lived when a block of answers began are looked at, not all that there ever were."""
+    notes = [
+        {"item": f"t{number % 7:08d}", "version": number, "began": number, "ended": number + 0.5}
+        for number in range(2000)
+    ]
+    lives = soak._lives(notes)
+    scores = np.random.default_rng(0).uniform(-1, 1, (len(lives.matrix), 1))
+    answers = [
+        {"by": "x", "search": 0, "began": at, "ended": at + 0.3, "hits": []} for at in np.arange(0.0, 2000.0, 2.7)
+    ]
+    together = soak._judged(answers[::-1], lives, scores)
+    apart = [soak._judged([answer], lives, scores) for answer in answers]
+    assert together == ([], sum(must for _, must, _ in apart), sum(missed for _, _, missed in apart))
+    assert together[1] > 1000
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
