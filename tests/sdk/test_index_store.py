@@ -646,6 +646,74 @@ def test_a_reader_that_the_log_does_not_reach_reads_everything_again(folder):
         assert len(second) == 30
 
 
+def shorten(monkeypatch, kept: int = 60, looked: int = 20) -> None:
+    monkeypatch.setattr("dckt.index.upkeep.LOG_KEPT", kept)
+    monkeypatch.setattr("dckt.index.upkeep.LOG_LOOKED", looked)
+
+
+def rows_of(index: Index, table: str) -> int:
+    return index._store._writer.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+def test_the_log_does_not_grow_for_ever(tmp_path, monkeypatch):
+    shorten(monkeypatch)
+    fresh = vectors(400, seed=3)
+    with create(tmp_path / "i") as index, Index.open(tmp_path / "i") as near, Index.open(tmp_path / "i") as far:
+        for row in range(400):
+            index.add("text", [f"t{row % 7}"], fresh[row][None], upsert=True)
+            assert near.search(fresh[row][None], 1)[0][0].id == f"t{row % 7}"
+        assert max(rows_of(index, "commits"), rows_of(index, "removals")) <= 60 + 20 + 1
+        assert rows_of(index, "commits") >= 60
+        assert [hit.id for hit in far.search(fresh[-1][None], 1)[0]] == ["t0"]  # reads everything again
+        assert len(near) == len(far) == 7
+        index.verify()
+    with Index.open(tmp_path / "i") as index:
+        assert len(index) == 7
+
+
+def test_one_change_of_many_items_leaves_who_was_up_to_date_its_way_back(tmp_path, monkeypatch):
+    shorten(monkeypatch)
+    ids = [f"t{row}" for row in range(50)]
+    with create(tmp_path / "i") as index:
+        index.add("text", ids, vectors(50))
+        with Index.open(tmp_path / "i") as other:
+            index.delete("text", ids[:40])
+            index.add("text", ids, vectors(50, seed=1), upsert=True)
+            monkeypatch.setattr("dckt.index.store.ItemStore.load", lambda *_: pytest.fail("was read anew"))
+            index.add("text", ["last"], vectors(1, seed=2))
+            assert rows_of(index, "removals") >= 10
+            assert len(other) == 51
+
+
+def test_a_segments_way_to_the_present_is_never_forgotten(folder, monkeypatch, caplog):
+    shorten(monkeypatch, kept=10, looked=5)
+    with Index.open(folder) as index:
+        for number in range(60):
+            index.add("text", ["t1"], vectors(2)[1:], metadata=[{"n": number}], upsert=True)
+        assert rows_of(index, "commits") > 50  # all since the segment was written
+    with Index.open(folder) as index:
+        assert "built again" not in caplog.text
+        assert index.search(vectors(2)[1:], 1)[0][0].metadata == {"n": 59}
+        index.compact()
+        for number in range(60):
+            index.add("text", ["t1"], vectors(2)[1:], metadata=[{"n": number}], upsert=True)
+        index.verify()
+
+
+def test_a_log_that_cannot_be_shortened_costs_no_change(tmp_path, monkeypatch, caplog):
+    shorten(monkeypatch)
+
+    def full(*_):
+        raise IndexFolderError("the disk is full")
+
+    with create(tmp_path / "i") as index:
+        monkeypatch.setattr("dckt.index.store.ItemStore.trim", full)
+        for row in range(30):
+            index.add("text", [f"t{row}"], vectors(30)[row][None])
+        assert len(index) == 30
+        assert "its log was not shortened (the disk is full)" in caplog.text
+
+
 def test_verify_finds_damage_that_opening_a_large_index_does_not(folder, monkeypatch):
     monkeypatch.setattr("dckt.index.store.CHECKED_BYTES", 0)
     with sqlite3.connect(folder / "items.sqlite") as connection:

@@ -209,6 +209,7 @@ class Index(Upkeep):
                     self._store.add(medium, ids, rows, texts, seconds=seconds, contents=contents, upsert=upsert),
                 )
             self._settle_after_commit()
+            self._shorten_log()
 
     def delete(self, medium: str, ids: Sequence[str]) -> None:
         """Deletes items: all of them, or none.
@@ -226,6 +227,7 @@ class Index(Upkeep):
                 if ids:
                     self._commit(medium, self._store.delete(medium, ids))
             self._settle_after_commit()
+            self._shorten_log()
 
     def refresh(self) -> bool:
         """Takes in what other processes wrote since the last look, and waits until the graphs hold it and all else.
@@ -249,8 +251,7 @@ class Index(Upkeep):
             self._look()
             self._prove()
             self._builder.run(self._rewrite)
-            segments = [shelf.segment.head.sequence for shelf in list(self._shelves.values()) if shelf.segment]
-            self._store.trim(min([self._head.sequence, *segments]))
+            self._forget(self._head.sequence)
             self._store.vacuum()
             remove_abandoned(self.path)
 

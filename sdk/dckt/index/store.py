@@ -43,6 +43,7 @@ class ItemStore(ItemReader):
         writer.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         super().__init__(path, meta, mode)
+        self.logged = 0  # rows that this process put into the log since it was last shortened
 
     @staticmethod
     def create(path: Path, meta: IndexMeta) -> None:
@@ -186,8 +187,22 @@ class ItemStore(ItemReader):
             )
             self.commit()
 
+    def log_start(self, kept: int) -> int:
+        """The last commit behind which so many commits lie, or so many removals; 0 where there are not so many."""
+        starts = [0]
+        with self._reading() as connection:
+            for table in ("commits", "removals"):
+                starts += (
+                    connection.execute(
+                        f"SELECT sequence FROM {table} ORDER BY sequence DESC LIMIT 1 OFFSET ?", (kept,)
+                    ).fetchone()
+                    or ()
+                )
+        return max(starts)
+
     def trim(self, sequence: int) -> None:
         """Forgets the log before a commit. A reader that is further behind reads everything again."""
+        self.logged = 0
         with self.transaction():
             self._writer.execute("DELETE FROM commits WHERE sequence < ?", (sequence,))
             self._writer.execute("DELETE FROM removals WHERE sequence <= ?", (sequence,))
@@ -212,6 +227,7 @@ class ItemStore(ItemReader):
         self._writer.execute("INSERT OR REPLACE INTO media VALUES (?, ?, ?)", (medium, change.items, change.total))
         checksum = self._checksums.commit(head, self._media(self._writer))
         self._writer.execute("INSERT INTO commits VALUES (?, ?, ?)", (head.sequence, head.token, checksum))
+        self.logged += 1 + len(change.removed)
 
     def _rows_of(self, medium: str, ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
         """The rows of those of the ids that there are, by id."""

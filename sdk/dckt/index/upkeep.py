@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from dckt.errors import IndexFolderError
 from dckt.index.builder import Builder
 from dckt.index.exact import exact_limit
 from dckt.index.manifest import SegmentError, read_manifest
@@ -27,6 +28,10 @@ log = logging.getLogger(__name__)
 # what there is in the end; and on closing, when opening would otherwise replay more than this share.
 _STALE_SHARE = 0.5
 _STALE_ON_CLOSE = 0.05
+# The log keeps at least so many commits and removals, and more in a larger index; whoever is further behind reads
+# everything again. It is looked at whenever so many more were added.
+LOG_KEPT = 100_000
+LOG_LOOKED = 25_000
 # compact() builds a graph anew when this share of it is unused.
 _COMPACT_SHARE = 0.05
 
@@ -77,6 +82,21 @@ class Upkeep(IndexState):
                 self._settle_after_commit(writing=False)
             finally:
                 self._changing.release()
+
+    def _forget(self, sequence: int) -> None:
+        """Shortens the log to what came after a commit, and to what is needed to bring a segment up to date."""
+        segments = [shelf.segment.head.sequence for shelf in list(self._shelves.values()) if shelf.segment]
+        self._store.trim(min([sequence, *segments]))
+
+    def _shorten_log(self) -> None:
+        """Keeps the file from growing with every change for ever; readers are seldom so far behind."""
+        if self._store.logged < LOG_LOOKED:
+            return
+        kept = max(LOG_KEPT, sum(shelf.items for shelf in list(self._shelves.values())))
+        try:
+            self._forget(min(self._store.log_start(kept), self._head.sequence - 1))
+        except IndexFolderError as error:  # the change that was made is on the disk
+            log.warning("%s: its log was not shortened (%s)", self.path, error)
 
     def _settle_after_commit(self, *, writing: bool = True) -> None:
         """Builds the graphs that are wanted; what was committed is there, whatever becomes of them.
