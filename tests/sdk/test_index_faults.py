@@ -592,12 +592,14 @@ def leaves(content, path=()):
 def test_a_forged_manifest_is_a_segment_that_cannot_be_used(tmp_path):
     with create(tmp_path / "i") as index:
         names = {"index_id": index.meta.index_id, "medium": "text", "dimension": WIDTH}
+        asked = index.vector(next(index.ids("text")), "text")[None]
+        expected = index.search(asked, 5)
     (folder,) = (tmp_path / "i").glob("segment.text.*")
     whole = json.loads((folder / "manifest.json").read_text())
     del whole["checksum"]
     refused = 0
     for path in leaves(whole):
-        for value in ("gone", None, True, -1, 2**31, 2**63, 1e308, "x", [], {}, {"a": 1}):
+        for value in ("gone", None, True, 0, -1, 2**31, 2**63, 1e308, "x", [], {}, {"a": 1}):
             content = json.loads(json.dumps(whole))
             inner = content
             for key in path[:-1]:
@@ -612,6 +614,11 @@ def test_a_forged_manifest_is_a_segment_that_cannot_be_used(tmp_path):
                 read_segment(folder, **names)
             except SegmentError:
                 refused += 1
+                continue
+            copy = Path(shutil.copytree(tmp_path / "i", tmp_path / "copy"))
+            with Index.open(copy) as index:
+                assert index.search(asked, 5) == expected, (path, value)
+            shutil.rmtree(copy)
     assert refused > 300
 
 

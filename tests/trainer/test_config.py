@@ -1,5 +1,6 @@
 """Configuration: presets are whole, changes take effect, and every mistake is reported at once."""
 
+import json
 import tomllib
 
 import pytest
@@ -92,3 +93,28 @@ def test_broken_toml(tmp_path):
     path.write_text("[network\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_config(path)
+
+
+# --- settings that are gone ---------------------------------------------------------------------------------------
+
+
+def of_an_older_version(tmp_path, preset, **gone):
+    text = dump_config(load_config(preset))
+    added = "".join(f"{key} = {json.dumps(value)}\n" for key, value in gone.items())
+    path = tmp_path / "config.toml"
+    path.write_text(text.replace("[transfer]\n", f"[transfer]\n{added}"), encoding="utf-8")
+    return path
+
+
+def test_runs_of_an_older_version_open_where_what_is_gone_did_nothing(tmp_path):
+    assert load_config(of_an_older_version(tmp_path, "paper", smoothing=0.0, weighting="draw")) == load_config("paper")
+    # The linear models have no rounds, so nothing of this ever touched them.
+    assert load_config(of_an_older_version(tmp_path, "modern", smoothing=0.5, weighting="soft")) == load_config(
+        "modern"
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [("smoothing", 0.5), ("weighting", "soft")])
+def test_what_is_gone_and_did_something_is_refused(tmp_path, name, value):
+    with pytest.raises(ConfigError, match=f"transfer.{name}: a setting that was taken out"):
+        load_config(of_an_older_version(tmp_path, "small", **{name: value}))

@@ -344,6 +344,13 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.toml"))
 
 
+# Settings that there were once, with the value at which they did nothing.
+GONE: Mapping[str, Any] = {"transfer.smoothing": 0.0, "transfer.weighting": "draw"}
+_GONE_WORDS = (
+    "a setting that was taken out, for it brought nothing (leave it out, or go on with the version that had it)"
+)
+
+
 def load_config(preset: str | Path = "paper", changes: Iterable[str] = ()) -> Config:
     """Reads a preset or a TOML file, applies changes, and checks the whole.
 
@@ -393,7 +400,7 @@ def config_from_tree(tree: Mapping[str, Any], origin: str) -> Config:
         ConfigError: lists every mistake; ``origin`` says where the tree came from.
     """
     mistakes: list[str] = []
-    config = _build(Config, tree, "", mistakes)
+    config = _build(Config, _without_gone(tree), "", mistakes)
     if mistakes:
         raise ConfigError("\n  ".join([f"{origin}: the configuration has {len(mistakes)} mistakes:", *mistakes]))
     return config
@@ -457,12 +464,27 @@ def _build(cls: type[T], tree: Any, path: str, mistakes: list[str]) -> T:
     for name, value in tree.items():
         full = f"{path}.{name}" if path else str(name)
         if name not in fields:
-            mistakes.append(f"{full}: unknown key; {where} has {', '.join(fields)}")
+            known = f"{where} has {', '.join(fields)}"
+            mistakes.append(f"{full}: {_GONE_WORDS if full in GONE else 'unknown key'}; {known}")
         elif dataclasses.is_dataclass(kinds[name]):
             values[name] = _build(typing.cast("type[Any]", kinds[name]), value, full, mistakes)
         else:
             _check(values, full, value, kinds[name], fields[name].metadata, mistakes)
     return cls(**values)
+
+
+def _without_gone(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Runs of an older version name settings that are gone; where these did nothing, the runs are as good as ever."""
+    transfer, model = tree.get("transfer"), tree.get("model")
+    if not isinstance(transfer, Mapping):
+        return tree
+    linear = isinstance(model, Mapping) and model.get("kind") == "linear"  # which has no rounds
+    idle = {
+        key
+        for key, value in transfer.items()
+        if (name := f"transfer.{key}") in GONE and (linear or value == GONE[name])
+    }
+    return {**tree, "transfer": {key: value for key, value in transfer.items() if key not in idle}} if idle else tree
 
 
 def _check(

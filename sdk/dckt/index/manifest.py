@@ -115,7 +115,7 @@ def manifest_of(content: Mapping[str, Any]) -> Manifest:
             and max(report.strays, default=-1) < manifest.rows
         )
     if GRAPH in manifest.files:
-        sound = sound and report is not None and report.accepted and report.effort > 0
+        sound = sound and report is not None and report.accepted and min(report.count, report.effort) > 0
     if not sound:
         raise SegmentError("its manifest holds values that no segment has")
     return manifest
