@@ -188,17 +188,15 @@ class ItemStore(ItemReader):
             self.commit()
 
     def log_start(self, kept: int) -> int:
-        """The last commit behind which so many commits lie, or so many removals; 0 where there are not so many."""
-        starts = [0]
-        with self._reading() as connection:
-            for table in ("commits", "removals"):
-                starts += (
-                    connection.execute(
-                        f"SELECT sequence FROM {table} ORDER BY sequence DESC LIMIT 1 OFFSET ?", (kept,)
-                    ).fetchone()
-                    or ()
-                )
-        return max(starts)
+        """The last commit behind which so many commits lie, or so many removals of a medium; 0 where there is none."""
+        # In the order of the tables' keys: what SQLite has to sort it keeps in the memory of whichever thread asks.
+        newest = "ORDER BY sequence DESC LIMIT 1 OFFSET ?"
+        with self._snapshot() as connection:
+            found = [connection.execute(f"SELECT sequence FROM commits {newest}", (kept,)).fetchone()]
+            for medium, _, _ in self._media(connection):
+                asked = f"SELECT sequence FROM removals WHERE medium = ? {newest}"
+                found.append(connection.execute(asked, (medium, kept)).fetchone())
+        return max((row[0] for row in found if row), default=0)
 
     def trim(self, sequence: int) -> None:
         """Forgets the log before a commit. A reader that is further behind reads everything again."""

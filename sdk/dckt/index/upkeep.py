@@ -30,8 +30,8 @@ _STALE_SHARE = 0.5
 _STALE_ON_CLOSE = 0.05
 # The log keeps at least so many commits and removals, and more in a larger index; whoever is further behind reads
 # everything again. It is looked at whenever so many more were added.
-LOG_KEPT = 100_000
-LOG_LOOKED = 25_000
+LOG_KEPT = 20_000
+LOG_LOOKED = 5_000
 # compact() builds a graph anew when this share of it is unused.
 _COMPACT_SHARE = 0.05
 
