@@ -48,7 +48,7 @@ def test_who_trains_beside_others_is_told_how_many_threads(machine, count, busy,
         assert told is None
     else:
         assert f"{busy:.1f} of {count} cores" in told
-        assert f"--threads {advised}," in told
+        assert f"--set compute.threads={advised}," in told
 
 
 def test_a_gpu_asks_for_no_cores(machine):

@@ -233,13 +233,13 @@ def test_a_grid_is_every_combination():
         ("paper", (3, 4)),
     ]
     assert sweep.axis == ""
-    curves = grid_sweep(["transfer.alpha=0.1, 0.2", "transfer.law=paper,rank"])
+    curves = grid_sweep(["transfer.alpha=0.1, 0.2", "transfer.law=paper,all"])
     assert curves.axis == "transfer.alpha"
     assert [(row.curve, row.x) for row in curves.rows] == [
         ("transfer.law=paper", 0.1),
-        ("transfer.law=rank", 0.1),
+        ("transfer.law=all", 0.1),
         ("transfer.law=paper", 0.2),
-        ("transfer.law=rank", 0.2),
+        ("transfer.law=all", 0.2),
     ]
     for wrong in ("transfer.alpha", "=1", "transfer.alpha="):
         with pytest.raises(ConfigError, match="a grid is written"):

@@ -41,7 +41,7 @@ def crowding(device: torch.device) -> str | None:
     free = max(1, int(cores - busy + 0.5))
     return (
         f"other programs keep {busy:.1f} of {cores} cores busy, and PyTorch would use {own}: that can be many times "
-        f"slower than to leave them theirs; begin again with --threads {free}, or when they have ended"
+        f"slower than to leave them theirs; begin again with --set compute.threads={free}, or when they have ended"
     )
 
 

@@ -312,7 +312,7 @@ def _check_settings(config: Config, *, alone: bool, features: bool) -> None:
         if transfer.rounds:
             mistakes.append(
                 f"transfer.rounds is {transfer.rounds}, but there is no source to transfer from; name one with "
-                "--source, or train the target alone with --rounds 0"
+                "--source, or train the target alone with --set transfer.rounds=0"
             )
         if config.pretrain.target_start == "source":
             mistakes.append("pretrain.target_start is 'source', but there is no source; set it to 'random'")
@@ -328,7 +328,9 @@ def _check_settings(config: Config, *, alone: bool, features: bool) -> None:
     mistakes += [f"media.vectors: {name!r} has a meaning of its own; choose another name" for name in taken]
     _check_batches(config)
     if transfer.rounds and not linear and not joint_terms(MEDIA, config.losses, config.mmd):
-        mistakes.append("every weight in [losses] is 0, so a round would minimise nothing; give one, or --rounds 0")
+        mistakes.append(
+            "every weight in [losses] is 0, so a round would minimise nothing; give one, or --set transfer.rounds=0"
+        )
     if mistakes:
         raise ConfigError("\n  ".join(["the settings do not go together:", *mistakes]) if mistakes[1:] else mistakes[0])
 

@@ -173,7 +173,7 @@ def _pretrained(config: ImageConfig) -> Trunk:
     except (URLError, OSError) as error:
         raise ConfigError(
             f"torchvision cannot download the weights of {config.trunk} ({error}); with no network, give a file: "
-            "--weights FILE.safetensors, or --weights random"
+            "--set image.weights=FILE.safetensors, or image.weights=random"
         ) from error
     transforms = chosen.transforms()
     spec = ImageSpec(

@@ -23,7 +23,7 @@ Examples:
 
   dckt-train sweep figure4 --source big --target mine --preset small --seeds 3 --jobs 2 --out sweeps/figure4
 
-  dckt-train sweep --grid transfer.alpha=0.1,0.2,0.4 --grid transfer.law=paper,rank --source big --target mine --out s
+  dckt-train sweep --grid transfer.alpha=0.1,0.2,0.4 --grid transfer.law=paper,all --source big --target mine --out s
 
 The same command goes on with a sweep that was stopped, tries failed runs again, and adds rows and seeds that are new.
 """
