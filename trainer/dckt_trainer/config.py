@@ -345,7 +345,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 # Settings that there were once, with the value at which they did nothing.
-GONE: Mapping[str, Any] = {"transfer.smoothing": 0.0, "transfer.weighting": "draw"}
+_GONE: Mapping[str, Any] = {"transfer.smoothing": 0.0, "transfer.weighting": "draw"}
 _GONE_WORDS = (
     "a setting that was taken out, for it brought nothing (leave it out, or go on with the version that had it)"
 )
@@ -465,7 +465,7 @@ def _build(cls: type[T], tree: Any, path: str, mistakes: list[str]) -> T:
         full = f"{path}.{name}" if path else str(name)
         if name not in fields:
             known = f"{where} has {', '.join(fields)}"
-            mistakes.append(f"{full}: {_GONE_WORDS if full in GONE else 'unknown key'}; {known}")
+            mistakes.append(f"{full}: {_GONE_WORDS if full in _GONE else 'unknown key'}; {known}")
         elif dataclasses.is_dataclass(kinds[name]):
             values[name] = _build(typing.cast("type[Any]", kinds[name]), value, full, mistakes)
         else:
@@ -482,7 +482,7 @@ def _without_gone(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     idle = {
         key
         for key, value in transfer.items()
-        if (name := f"transfer.{key}") in GONE and (linear or value == GONE[name])
+        if (name := f"transfer.{key}") in _GONE and (linear or value == _GONE[name])
     }
     return {**tree, "transfer": {key: value for key, value in transfer.items() if key not in idle}} if idle else tree
 
